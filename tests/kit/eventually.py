@@ -1,0 +1,24 @@
+"""Wait for a condition with a limit, instead of sleeping a guessed time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def eventually(
+    probe: Callable[[], Awaitable[T] | T], *, timeout_s: float = 10.0, every_s: float = 0.01, what: str = "condition"
+) -> T:
+    """Return the first truthy answer of `probe`; raise AssertionError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = probe()
+        value = await answer if isinstance(answer, Awaitable) else answer
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s; last answer: {value!r}"
+        await asyncio.sleep(every_s)
