@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, TypedDict, cast
 from uuid import UUID
 
 from ktrdr_core.errors import InvalidResultError
@@ -55,7 +55,17 @@ class ResultMetadata(TypedDict):
     test_samples: int
 
 
-class TrainingResult(TypedDict):
+class _OptionalResult(TypedDict, total=False):
+    error: str
+    warnings: list[str]
+    checkpoints: list[str]
+    early_stopped: bool
+    early_stop_epoch: int
+
+
+class TrainingResult(_OptionalResult):
+    """The contract; `warnings` and the rest of `_OptionalResult` may be absent."""
+
     success: bool
     model_path: str
     model_id: str
@@ -66,11 +76,6 @@ class TrainingResult(TypedDict):
     config: ResultConfig
     metadata: ResultMetadata
     artifact_digest: str
-    error: NotRequired[str]
-    warnings: NotRequired[list[str]]
-    checkpoints: NotRequired[list[str]]
-    early_stopped: NotRequired[bool]
-    early_stop_epoch: NotRequired[int]
 
 
 _SECTIONS: dict[str, type] = {

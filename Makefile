@@ -1,0 +1,82 @@
+# ktrdr training. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PROTOS := $(shell cd protos && find ktrdr -name '*.proto' | sort)
+GENERATED := clients/python
+DEMO_DIR := .demo
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test test-unit test-integration test-e2e quality check bench proto proto-check format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(READY) ## Create the virtual environment with the pinned dependencies
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found; install it or run: make PYTHON=/path/to/python"; exit 2; }
+	@echo "set-up 1/3: virtual environment in $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "set-up 2/3: pinned dependencies (the largest is torch; some minutes on a slow line)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "set-up 3/3: checking that they fit together"
+	@$(BIN)/python -m pip check --disable-pip-version-check
+	@touch $@
+
+demo: $(READY) ## Train the shipped strategy on the shipped bars through a backend and a trainer
+	@echo "demo 1/3: train on a backend and a trainer on loopback (state in $(DEMO_DIR))"
+	@$(BIN)/ktrdr --data-dir $(DEMO_DIR) train strategies/neuro_mean_reversion.yaml --mode host
+	@echo "demo 2/3: the stored model"
+	@$(BIN)/ktrdr --data-dir $(DEMO_DIR) models show neuro_mean_reversion
+	@echo "demo 3/3: its decisions on the last day of the bars"
+	@$(BIN)/ktrdr --data-dir $(DEMO_DIR) models predict neuro_mean_reversion --symbol EURUSD --start 2017-12-29 --end 2017-12-29
+
+test: $(READY) ## Run every test
+	@echo "test: unit, rpc, training, contracts, integration, architecture, e2e"
+	@$(BIN)/python -m pytest tests
+
+test-unit: $(READY) ## Run the unit tests (under 2 s)
+	@$(BIN)/python -m pytest -q tests/unit
+
+test-integration: $(READY) ## Run the tests with real servers and processes (under 30 s)
+	@$(BIN)/python -m pytest -q tests/rpc tests/contracts tests/integration
+
+test-e2e: $(READY) ## Run the real strategy through both modes, and the commands of the docs (under 2 min)
+	@$(BIN)/python -m pytest -q tests/e2e
+
+quality: $(READY) proto-check ## Check format, lint, types, imports, protos
+	@echo "quality: format";  $(BIN)/ruff format --check --quiet .
+	@echo "quality: lint";    $(BIN)/ruff check --quiet .
+	@echo "quality: types";   $(BIN)/mypy
+	@echo "quality: imports"; $(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+
+check: quality test ## Run everything CI runs
+
+bench: $(READY) ## Run the benchmarks: one table of ratios
+	@$(BIN)/python -m benchmarks
+
+proto: $(READY) ## Regenerate the Python code of the protos
+	@cd $(GENERATED) && find ktrdr -name '*_pb2*' -delete
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(GENERATED) --mypy_out=quiet:$(GENERATED) \
+		--grpc_python_out=$(GENERATED) --mypy_grpc_out=quiet:$(GENERATED) $(PROTOS)
+
+proto-check: $(READY)
+	@echo "quality: protos"
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@$(BIN)/buf breaking --against protos/baseline.binpb
+
+format: $(READY) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/buf format --write
+
+clean: ## Remove the virtual environment and the demo's state
+	rm -rf $(VENV) $(DEMO_DIR)
