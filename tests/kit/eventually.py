@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
+async def eventually(
+    probe: Callable[[], Awaitable[T]], *, timeout_s: float = ..., every_s: float = ..., what: str = ...
+) -> T: ...
+@overload
+async def eventually(probe: Callable[[], T], *, timeout_s: float = ..., every_s: float = ..., what: str = ...) -> T: ...
 async def eventually(
     probe: Callable[[], Awaitable[T] | T], *, timeout_s: float = 10.0, every_s: float = 0.01, what: str = "condition"
 ) -> T:

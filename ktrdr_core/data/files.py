@@ -1,0 +1,118 @@
+"""Reads files of bars. Nothing is guessed: a file that is not as described is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ktrdr_core.data.bars import BAR_COLUMNS, Bars, validate_bars
+from ktrdr_core.errors import InvalidBarsError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TIME_COLUMNS = ("timestamp", "time")
+FILE_FORMATS = ("csv", "parquet")
+_ARROW_ROW = re.compile(r"Row #(\d+)")
+
+
+def load_bars(path: Path, *, symbol: str, timeframe: str) -> Bars:
+    """Return the validated bars of a CSV or Parquet file.
+
+    The file has exactly the columns timestamp (or time), open, high, low, close, volume, in any order. CSV times are
+    ISO 8601 with a zone (`2017-01-01T22:00:00Z`); Parquet times are timestamps with a zone.
+
+    Raises:
+        InvalidBarsError: The file cannot be read, or breaks a rule; file, row (from 1, the header not counted) and
+            reason are named.
+    """
+    table = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+    time_column = _check_columns(table.column_names, path)
+    columns = {name: _floats(table, name, path) for name in BAR_COLUMNS}
+    times = _times(table, time_column, path)
+    return validate_bars(symbol=symbol, timeframe=timeframe, times=times, source=path.name, **columns)
+
+
+def _refuse(path: Path, text: str, row: int | None = None) -> InvalidBarsError:
+    where = path.name if row is None else f"{path.name}, row {row}"
+    field = "bars" if row is None else f"row {row}"
+    return InvalidBarsError(
+        f"{where}: {text}", field=field, metadata={"source": path.name} | ({"row": str(row)} if row else {})
+    )
+
+
+def _read_csv(path: Path) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    types: dict[str, Any] = dict.fromkeys(BAR_COLUMNS, pa.float64())
+    types |= dict.fromkeys(TIME_COLUMNS, pa.timestamp("ns", tz="UTC"))
+    try:
+        return csv.read_csv(
+            path,
+            # One thread: only then do errors name the row.
+            read_options=csv.ReadOptions(use_threads=False),
+            convert_options=csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        text = " ".join(str(error).split())
+        match = _ARROW_ROW.search(text)
+        reason = text.rpartition(f"Row #{match[1]}: ")[2] if match else text
+        # Arrow counts the header as row 1.
+        raise _refuse(path, reason[:200], int(match[1]) - 1 if match else None) from error
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(path).read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _refuse(path, f"no readable Parquet file: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_columns(names: list[str], path: Path) -> str:
+    """Return the name of the time column."""
+    times = [name for name in names if name in TIME_COLUMNS]
+    missing = [name for name in BAR_COLUMNS if name not in names] + ([] if times else ["timestamp"])
+    if missing:
+        raise _refuse(path, f"has no column {', '.join(missing)}; its columns are {', '.join(names) or 'none'}")
+    surplus = [name for name in names if name not in (*BAR_COLUMNS, times[0])]
+    if surplus or len(names) != len(set(names)):
+        raise _refuse(
+            path, f"must have the columns timestamp, {', '.join(BAR_COLUMNS)} and no other; has {', '.join(names)}"
+        )
+    return times[0]
+
+
+def _floats(table: pa.Table, name: str, path: Path) -> Any:
+    import pyarrow as pa
+
+    column = table.column(name)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise _refuse(path, f"column {name} must be numbers, is {column.type}")
+    _refuse_nulls(column, name, path)
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _times(table: pa.Table, name: str, path: Path) -> Any:
+    import pyarrow as pa
+
+    column = table.column(name)
+    if not pa.types.is_timestamp(column.type) or column.type.tz is None:
+        raise _refuse(path, f"column {name} must be times with a zone (UTC), is {column.type}")
+    _refuse_nulls(column, name, path)
+    try:
+        return column.cast(pa.timestamp("ns", tz="UTC")).cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise _refuse(path, f"column {name} has a time outside 1677 to 2262") from error
+
+
+def _refuse_nulls(column: Any, name: str, path: Path) -> None:
+    if column.null_count:
+        row = int(np.argmax(np.asarray(column.is_null().to_numpy(), dtype=bool))) + 1
+        raise _refuse(path, f"{name} is missing", row)

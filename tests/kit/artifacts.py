@@ -1,0 +1,69 @@
+"""Small complete model artifacts, made without training."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from ktrdr_core.storage.artifact import ModelArtifact
+
+FEATURE_NAMES = ["rsi_14.low", "rsi_14.high"]
+
+
+def make_artifact(
+    *, name: str = "small", symbols: tuple[str, ...] = ("EURUSD",), seed: int = 1, **metadata: Any
+) -> ModelArtifact:
+    """Return an artifact of a 2-feature network; `seed` decides its weights, `metadata` replaces entries."""
+    rng = np.random.default_rng(seed)
+    return ModelArtifact(
+        tensors={
+            "layers.0.weight": rng.normal(size=(3, 2)).astype(np.float32),
+            "layers.0.bias": np.zeros(3, dtype=np.float32),
+        },
+        config={
+            "strategy_config": {"name": name},
+            "training_config": {"seed": seed},
+            "model_config": {"network": {"type": "mlp", "input_size": 2, "hidden_layers": []}},
+            "data_config": {"symbols": list(symbols)},
+        },
+        metrics={
+            "training_metrics": {
+                "epochs": 2,
+                "train_loss": 1.0,
+                "train_accuracy": 0.5,
+                "val_loss": 1.1,
+                "val_accuracy": 0.4,
+            },
+            "test_metrics": {
+                "loss": 1.0,
+                "accuracy": 0.5,
+                "precision": 0.5,
+                "recall": 0.5,
+                "f1_score": 0.5,
+                "majority_baseline_accuracy": 0.4,
+            },
+        },
+        features={
+            "feature_names": FEATURE_NAMES,
+            "feature_importance": {"rsi_14.low": 0.1, "rsi_14.high": 0.0},
+            "scaler": {"kind": "standard", "mean": [0.0, 0.5], "scale": [1.0, 2.0]},
+        },
+        metadata={
+            "model_id": str(uuid4()),
+            "start_time": "2026-01-01T00:00:00.000000Z",
+            "end_time": "2026-01-01T00:01:00.000000Z",
+            "duration_seconds": 60.0,
+            "device": "cpu",
+            "symbols": list(symbols),
+            "timeframes": ["1h"],
+            "start_date": "2017-01-01",
+            "end_date": "2017-12-29",
+            "total_samples": 100,
+            "training_samples": 70,
+            "test_samples": 15,
+            "warnings": [],
+        }
+        | metadata,
+    )
