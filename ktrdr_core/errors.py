@@ -230,7 +230,7 @@ class WorkerDiedError(TrainingError):
 class CancellationError(KtrdrError):
     """A training was cancelled, or stopped with a checkpoint.
 
-    `reason_text` is what the canceller gave.
+    `reason_text` is what the canceller gave; `checkpoint_path` is where the checkpoint is, "" if none was asked for.
     """
 
     reason = "CANCELLED"
@@ -238,6 +238,7 @@ class CancellationError(KtrdrError):
     def __init__(self, reason_text: str = "Operation cancelled") -> None:
         super().__init__(reason_text)
         self.reason_text = reason_text
+        self.checkpoint_path = ""
 
 
 class InternalError(KtrdrError):

@@ -11,7 +11,8 @@ _HEADING = re.compile(r"^#+\s+(.*)$")
 def fenced_blocks(path: Path, language: str = "sh") -> dict[str, list[str]]:
     """Return the blocks of one language under the heading they stand below."""
     found: dict[str, list[str]] = {}
-    heading, block = "", None
+    heading = ""
+    block: list[str] | None = None
     for line in path.read_text().splitlines():
         if block is not None:
             if line.startswith("```"):

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
 from ktrdr.trainer.v1 import trainer_service_pb2_grpc
+from ktrdr.training.v1 import training_state_pb2 as states
 
 from ktrdr_core.rpc.channel import open_channel
+from tests.kit.eventually import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGY = ROOT / "strategies" / "neuro_mean_reversion.yaml"
@@ -34,7 +36,9 @@ class TrainerProcess:
     async def end(self, number: signal.Signals) -> int:
         """Send a signal and return the exit status once the process is gone."""
         self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), 30)
+        # Not wait(): that is for the end of the pipe as well, which a worker may hold.
+        await eventually(lambda: self.process.returncode is not None, timeout_s=30)
+        return self.process.returncode or 0
 
 
 def train_request(session_id: str, **fields: object) -> pb.TrainRequest:
@@ -66,7 +70,28 @@ async def trainer_process(data_dir: Path, *flags: str) -> AsyncIterator[TrainerP
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await eventually(lambda: process.returncode is not None)
         transport = getattr(process, "_transport", None)
         if transport is not None:
             transport.close()
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+async def first_epoch(trainer: TrainerProcess, session_id: str) -> int:
+    """Return the worker's pid once an epoch has ended."""
+
+    async def has_epoch() -> bool:
+        session = (await trainer.stub.GetSession(pb.GetSessionRequest(session_id=session_id))).session
+        assert session.state in (states.TRAINING_STATE_QUEUED, states.TRAINING_STATE_RUNNING), session.message
+        return session.progress.HasField("epoch")
+
+    await eventually(has_epoch, timeout_s=60)
+    return (await trainer.stub.GetSession(pb.GetSessionRequest(session_id=session_id))).session.worker_pid

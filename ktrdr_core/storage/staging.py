@@ -1,0 +1,38 @@
+"""A save target for a worker: one artifact, in one directory, on its way to a model store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ktrdr_core.clock import from_iso
+from ktrdr_core.storage.artifact import ModelArtifact, artifact_files, load_result, write_artifact
+from ktrdr_core.storage.stored_model import StoredModel
+
+
+class StagedStorage:
+    """Writes the travelling files of one artifact into `directory`.
+
+    Args:
+        directory: Appears complete once the artifact is saved; its parent is created if missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def save(self, artifact: ModelArtifact) -> StoredModel:
+        write_artifact(self._directory, artifact)
+        result = load_result(self._directory)
+        return StoredModel(
+            name=self._directory.name,
+            path=self._directory,
+            strategy_name=str(result["config"]["strategy_config"]["name"]),
+            symbols=tuple(result["metadata"]["symbols"]),
+            timeframes=tuple(result["metadata"]["timeframes"]),
+            version=0,
+            create_time=from_iso(result["metadata"]["end_time"]),
+            training_id="",
+            attempt=0,
+            digest=result["artifact_digest"],
+            files=tuple(artifact_files(self._directory)),
+            result=result,
+        )

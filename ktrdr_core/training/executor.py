@@ -1,0 +1,301 @@
+"""Runs the pipeline: twelve steps, progress, cancellation, a stored model and a result.
+
+Knows nothing of where it runs. Synchronous: callers own threads and processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ktrdr_core.clock import utc_now
+from ktrdr_core.config.loader import strategy_from_dict
+from ktrdr_core.config.strategy import DataSplitConfig, StrategyConfig
+from ktrdr_core.data.bar_store import BarStore, DirectoryBarStore
+from ktrdr_core.domain.cancellation import CancellationToken, raise_if_cancelled
+from ktrdr_core.domain.progress import STEP_TITLES, ProgressCallback, TrainingStep
+from ktrdr_core.domain.result import TrainingResult
+from ktrdr_core.domain.spec import DataMode
+from ktrdr_core.errors import CancellationError, InvalidInputError, KtrdrError, TrainingError
+from ktrdr_core.storage.artifact import build_result
+from ktrdr_core.storage.stored_model import SaveTarget
+from ktrdr_core.training.build_artifact import DataFacts, build_artifact
+from ktrdr_core.training.checkpoint import CHECKPOINT_NAME, save_checkpoint
+from ktrdr_core.training.hyperparameters import Hyperparameters
+from ktrdr_core.training.model_trainer import TrainedModel
+from ktrdr_core.training.pipeline import TrainingPipeline
+
+logger = logging.getLogger(__name__)
+
+StepCallback = Callable[[TrainingStep], None]
+WarningCallback = Callable[[str, str], None]
+"""(reason, message)."""
+
+CONFIG_SECTIONS = ("strategy_config", "training_config", "model_config")
+DEFAULT_BARS_DIR = Path("data")
+
+
+class TrainingExecutor:
+    """Executes one training.
+
+    Args:
+        config: `strategy_config`, `training_config` and `model_config`.
+        progress_callback: Handed to ModelTrainer unchanged.
+        cancellation_token: Asked between steps, at each epoch and batch, before each callback and inside long steps.
+            With `save_checkpoint` True on it, a cancel after training has begun leaves a checkpoint.
+        model_storage: Where the model goes; None keeps it in the result alone.
+        step_callback: Told each step as it begins; its exceptions are logged and training goes on.
+        warning_callback: Told each warning as it is raised; likewise.
+        bar_store: Where bars come from; None is the directory `data`.
+        checkpoint_dir: Where a checkpoint goes.
+
+    Raises:
+        InvalidInputError: (a ValueError) `config` misses a key or has a wrong one.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        progress_callback: ProgressCallback | None = None,
+        cancellation_token: CancellationToken | None = None,
+        model_storage: SaveTarget | None = None,
+        *,
+        step_callback: StepCallback | None = None,
+        warning_callback: WarningCallback | None = None,
+        bar_store: BarStore | None = None,
+        checkpoint_dir: Path | None = None,
+    ) -> None:
+        for section in CONFIG_SECTIONS:
+            if not isinstance(config.get(section), Mapping):
+                raise InvalidInputError(f"config.{section} is missing; give a mapping", field=f"config.{section}")
+        self._strategy: StrategyConfig = strategy_from_dict(dict(config["strategy_config"]))
+        self._training_config: dict[str, Any] = dict(config["training_config"])
+        self._model_config: dict[str, Any] = dict(config["model_config"])
+        self._settings = Hyperparameters.from_training_config(self._training_config)
+        for key in ("type", "hidden_layers"):
+            if self._model_config.get(key) is None:
+                raise InvalidInputError(f"model_config.{key} is missing; give it", field=f"model_config.{key}")
+        self._progress_callback = progress_callback
+        self._token = cancellation_token
+        self._model_storage = model_storage
+        self._step_callback = step_callback
+        self._warning_callback = warning_callback
+        self._pipeline = TrainingPipeline(bar_store or DirectoryBarStore(DEFAULT_BARS_DIR))
+        self._checkpoint_dir = checkpoint_dir
+        self._warnings: list[str] = []
+
+    def execute(
+        self,
+        symbols: Sequence[str],
+        timeframes: Sequence[str],
+        start_date: date | str,
+        end_date: date | str,
+        validation_split: float = 0.2,
+        data_mode: str = "local",
+        **kwargs: Any,
+    ) -> TrainingResult:
+        """Train, evaluate and store a model.
+
+        Args:
+            symbols: Instruments.
+            timeframes: Bar lengths.
+            start_date: First day, inclusive, UTC; a date or YYYY-MM-DD.
+            end_date: Last day, inclusive, UTC.
+            validation_split: Share of validation rows; the training part gives or takes the difference.
+            data_mode: "local" or "csv".
+            **kwargs: `resume_from`: path of a checkpoint of the same job to go on from.
+
+        Raises:
+            CancellationError: The token was cancelled; `checkpoint_path` is set if a checkpoint was written.
+            TrainingError: The training failed.
+            ValueError: An argument breaks a rule.
+        """
+        resume_from = kwargs.pop("resume_from", None)
+        if kwargs:
+            raise InvalidInputError(f"unknown argument {min(kwargs)!r}; execute also takes resume_from")
+        self._warnings.clear()
+        start, end = _parse_day(start_date, "start_date"), _parse_day(end_date, "end_date")
+        if start > end:
+            raise InvalidInputError(f"start_date {start} is after end_date {end}; swap them", field="start_date")
+        shares = self._shares(validation_split)
+        try:
+            return self._execute(
+                tuple(dict.fromkeys(symbols)),
+                tuple(timeframes),
+                start,
+                end,
+                shares,
+                str(DataMode(data_mode)),
+                Path(resume_from) if resume_from is not None else None,
+            )
+        except KtrdrError:
+            raise
+        except (RuntimeError, MemoryError, OSError) as error:
+            # torch tells of memory and device faults by RuntimeError.
+            raise TrainingError(f"the training failed: {type(error).__name__}: {error}") from error
+
+    def _execute(
+        self,
+        symbols: tuple[str, ...],
+        timeframes: tuple[str, ...],
+        start: date,
+        end: date,
+        shares: DataSplitConfig,
+        data_mode: str,
+        resume_from: Path | None,
+    ) -> TrainingResult:
+        start_time = utc_now()
+        pipeline, strategy, seed = self._pipeline, self._strategy, self._settings.seed
+
+        self._begin(TrainingStep.LOADING_MARKET_DATA)
+        price_data = pipeline.load_price_data(symbols, timeframes, start, end, data_mode)
+        logger.debug("Loaded bars: %s", {symbol: len(bars) for symbol, bars in price_data.items()})
+
+        self._begin(TrainingStep.INDICATORS)
+        indicator_values = pipeline.calculate_indicators(price_data, strategy.indicators)
+        logger.debug("Indicator values: %s", list(indicator_values[symbols[0]]))
+
+        self._begin(TrainingStep.FUZZY_MEMBERSHIPS)
+        memberships = pipeline.generate_fuzzy_memberships(indicator_values, strategy.fuzzy_sets)
+        logger.debug("Memberships: %s", list(memberships[symbols[0]]))
+
+        self._begin(TrainingStep.FEATURES)
+        features = pipeline.engineer_features(memberships, price_data, strategy.model.features)
+        feature_names = features[symbols[0]].names
+        leakage = pipeline.check_leakage(price_data, strategy, seed, check=self._check)
+        logger.debug("%d features, no look-ahead found", len(feature_names))
+
+        self._begin(TrainingStep.LABELS)
+        labels = pipeline.generate_labels(price_data, strategy.training.labels)
+
+        self._begin(TrainingStep.SPLIT)
+        rows = pipeline.combine_multi_symbol_data(features, labels, price_data)
+        split = pipeline.split_data(
+            rows,
+            symbols=symbols,
+            feature_names=feature_names,
+            shares=shares,
+            horizon_bars=max(own.horizon_bars for own in labels.values()),
+            scale_features=strategy.model.features.scale_features,
+        )
+        for message in split.warnings:
+            self._warn("DATA", message)
+        logger.debug("Rows: train %d, validation %d, test %d", len(split.train), len(split.validation), len(split.test))
+
+        self._begin(TrainingStep.TRAINING)
+        self._warn_of_input_size(len(feature_names))
+        trained = pipeline.train_model(
+            pipeline.create_model(self._model_config, len(feature_names), seed),
+            split.train,
+            split.validation,
+            self._training_config,
+            self._progress_callback,
+            self._token,
+            checkpoint_dir=self._checkpoint_dir,
+            resume_from=resume_from,
+        )
+        if self._settings.mixed_precision and not trained.device.supports_mixed_precision:
+            self._warn(
+                "MIXED_PRECISION_UNSUPPORTED",
+                f"{trained.device.device} has no mixed precision; trained in full precision",
+            )
+        try:
+            self._begin(TrainingStep.EVALUATION)
+            test_metrics = pipeline.evaluate_model(trained, split.test, split.train, check=self._check)
+            self._begin(TrainingStep.FEATURE_IMPORTANCE)
+            importance = pipeline.calculate_feature_importance(
+                trained, split.test, feature_names, seed, check=self._check
+            )
+            self._begin(TrainingStep.SAVING)
+        except CancellationError as error:
+            self._keep_checkpoint(error, trained)
+            raise
+        artifact = build_artifact(
+            strategy=strategy,
+            training_config=self._training_config,
+            model_config=self._model_config,
+            data=DataFacts(
+                price_data=price_data,
+                timeframes=timeframes,
+                start_date=start,
+                end_date=end,
+                data_mode=data_mode,
+                shares=shares,
+                leakage=leakage,
+                rows=rows,
+                split=split,
+            ),
+            trained=trained,
+            test_metrics=test_metrics,
+            importance=importance,
+            warnings=self._warnings,
+            start_time=start_time,
+        )
+        stored = pipeline.save_model(artifact, self._model_storage) if self._model_storage is not None else None
+
+        # The model is stored: from here on a cancel comes too late.
+        self._begin(TrainingStep.BUILDING_RESULT, is_cancellable=False)
+        result = stored.result if stored is not None else build_result(artifact.render(), model_path="")
+        self._begin(TrainingStep.COMPLETE, is_cancellable=False)
+        return result
+
+    def _shares(self, validation_split: float) -> DataSplitConfig:
+        declared = self._strategy.training.data_split
+        if declared is not None and abs(declared.validation - validation_split) < 1e-9:
+            return declared
+        test = declared.test if declared is not None else validation_split
+        train = round(1 - validation_split - test, 12)
+        if validation_split <= 0 or train <= 0:
+            raise InvalidInputError(
+                f"validation_split must be above 0 and below {1 - test:g} beside a test part of {test:g}, "
+                f"was {validation_split}",
+                field="validation_split",
+            )
+        return DataSplitConfig(train=train, validation=validation_split, test=test)
+
+    def _begin(self, step: TrainingStep, *, is_cancellable: bool = True) -> None:
+        if is_cancellable:
+            self._check()
+        logger.info("Step %d: %s", step, STEP_TITLES[step])
+        if self._step_callback is not None:
+            _tell(self._step_callback, step)
+
+    def _check(self) -> None:
+        raise_if_cancelled(self._token)
+
+    def _warn(self, reason: str, message: str) -> None:
+        logger.warning("%s", message)
+        self._warnings.append(message)
+        if self._warning_callback is not None:
+            _tell(self._warning_callback, reason, message)
+
+    def _warn_of_input_size(self, actual: int) -> None:
+        declared = self._model_config.get("input_size") or self._strategy.model.input_size
+        if declared is not None and int(declared) != actual:
+            self._warn(
+                "INPUT_SIZE_DIFFERS",
+                f"model.input_size is {declared}, but the strategy makes {actual} features; {actual} is used",
+            )
+
+    def _keep_checkpoint(self, error: CancellationError, trained: TrainedModel) -> None:
+        if self._checkpoint_dir is not None and getattr(self._token, "save_checkpoint", False):
+            error.checkpoint_path = str(save_checkpoint(self._checkpoint_dir / CHECKPOINT_NAME, trained.checkpoint))
+
+
+def _tell(callback: Callable[..., None], *arguments: object) -> None:
+    try:
+        callback(*arguments)
+    except CancellationError:
+        raise
+    except Exception:  # a watcher's defect must not cost the training
+        logger.exception("callback failed at %s; training goes on", arguments)
+
+
+def _parse_day(value: date | str, field: str) -> date:
+    try:
+        return value if isinstance(value, date) else date.fromisoformat(value)
+    except ValueError:
+        raise InvalidInputError(f"{field} must be a date such as 2017-01-31, was {value!r}", field=field) from None
