@@ -27,6 +27,7 @@ from ktrdr_core.training.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from ktrdr_core.training.hyperparameters import Hyperparameters
 from ktrdr_core.training.model_trainer import TrainedModel
 from ktrdr_core.training.pipeline import TrainingPipeline
+from ktrdr_core.training.preflight import check_built, resolve_data_split
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class TrainingExecutor:
             if not isinstance(config.get(section), Mapping):
                 raise InvalidInputError(f"config.{section} is missing; give a mapping", field=f"config.{section}")
         self._strategy: StrategyConfig = strategy_from_dict(dict(config["strategy_config"]))
+        check_built(self._strategy)
         self._training_config: dict[str, Any] = dict(config["training_config"])
         self._model_config: dict[str, Any] = dict(config["model_config"])
         self._settings = Hyperparameters.from_training_config(self._training_config)
@@ -104,7 +106,8 @@ class TrainingExecutor:
             timeframes: Bar lengths.
             start_date: First day, inclusive, UTC; a date or YYYY-MM-DD.
             end_date: Last day, inclusive, UTC.
-            validation_split: Share of validation rows; the training part gives or takes the difference.
+            validation_split: Share of the validation part, and of the test part, where the strategy declares no
+                `data_split`; one that it declares is the truth.
             data_mode: "local" or "csv".
             **kwargs: `resume_from`: path of a checkpoint of the same job to go on from.
 
@@ -120,7 +123,7 @@ class TrainingExecutor:
         start, end = _parse_day(start_date, "start_date"), _parse_day(end_date, "end_date")
         if start > end:
             raise InvalidInputError(f"start_date {start} is after end_date {end}; swap them", field="start_date")
-        shares = self._shares(validation_split)
+        shares = self._strategy.training.data_split or resolve_data_split(None, validation_split)
         try:
             return self._execute(
                 tuple(dict.fromkeys(symbols)),
@@ -241,20 +244,6 @@ class TrainingExecutor:
         result = stored.result if stored is not None else build_result(artifact.render(), model_path="")
         self._begin(TrainingStep.COMPLETE, is_cancellable=False)
         return result
-
-    def _shares(self, validation_split: float) -> DataSplitConfig:
-        declared = self._strategy.training.data_split
-        if declared is not None and abs(declared.validation - validation_split) < 1e-9:
-            return declared
-        test = declared.test if declared is not None else validation_split
-        train = round(1 - validation_split - test, 12)
-        if validation_split <= 0 or train <= 0:
-            raise InvalidInputError(
-                f"validation_split must be above 0 and below {1 - test:g} beside a test part of {test:g}, "
-                f"was {validation_split}",
-                field="validation_split",
-            )
-        return DataSplitConfig(train=train, validation=validation_split, test=test)
 
     def _begin(self, step: TrainingStep, *, is_cancellable: bool = True) -> None:
         if is_cancellable:

@@ -189,7 +189,7 @@ def _apply_overrides(strategy: StrategyConfig, spec: TrainingSpec) -> StrategyCo
         value = getattr(spec, key)
         if value is not None:
             raw["model"]["training"][key] = value
-    raw["training"]["data_split"] = _data_split(strategy.training.data_split, spec.validation_split).model_dump()
+    raw["training"]["data_split"] = resolve_data_split(strategy.training.data_split, spec.validation_split).model_dump()
     return strategy_from_dict(raw)
 
 
@@ -209,16 +209,21 @@ def _model_type(name: str) -> str:
     return lowered
 
 
-def _data_split(declared: DataSplitConfig | None, validation: float | None) -> DataSplitConfig:
+def resolve_data_split(declared: DataSplitConfig | None, validation: float | None) -> DataSplitConfig:
+    """Return the shares of the parts; the one place of the rule at the top of this module.
+
+    Raises:
+        InvalidSpecError: No training part is left.
+    """
     if declared is not None and validation is None:
         return declared
     share = DEFAULT_VALIDATION_SPLIT if validation is None else validation
     test = share if declared is None else declared.test
     train = round(1 - share - test, 12)
-    if train <= 0:
+    if share <= 0 or train <= 0:
         raise InvalidSpecError(
-            f"validation_split {share:g} leaves no training part beside a test part of {test:g}; "
-            f"it must be below {1 - test if declared else 0.5:g}",
+            f"validation_split {share:g} leaves no validation part or no training part beside a test part of {test:g}; "
+            f"it must be above 0 and below {1 - test if declared else 0.5:g}",
             field="spec.validation_split",
         )
     return DataSplitConfig(train=train, validation=share, test=test)

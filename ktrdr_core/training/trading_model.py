@@ -14,6 +14,7 @@ from ktrdr_core.config.loader import strategy_from_dict
 from ktrdr_core.config.strategy import StrategyConfig
 from ktrdr_core.data.bars import Bars
 from ktrdr_core.datasets.series_features import compute_features
+from ktrdr_core.domain.labels import SignalClass
 from ktrdr_core.errors import CorruptDataError
 from ktrdr_core.evaluation.determinism import deterministic_torch
 from ktrdr_core.evaluation.forward import PaddedRows, compute_logits
@@ -33,12 +34,15 @@ class Predictions:
     Attributes:
         times: Open time of each bar, ns since 1970 UTC, shape (N,), int64.
         classes: SignalClass of the largest logit, shape (N,), int64.
+        decisions: SignalClass to act on, shape (N,), int64: that of `classes`, but HOLD where its probability is below
+            the strategy's `decisions.confidence_threshold`.
         probabilities: Of BUY, HOLD, SELL, shape (N, 3), float64; rows sum to 1.
         logits: What the network answered, shape (N, 3), float32.
     """
 
     times: NDArray[np.int64]
     classes: NDArray[np.int64]
+    decisions: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     logits: NDArray[np.float32]
 
@@ -88,10 +92,14 @@ class TradingModel:
             )
         rows = np.flatnonzero(~np.isnan(features.X).any(axis=1))
         logits = self.compute_logits(self.scaler.transform(features.X[rows]))
+        classes = logits.argmax(axis=1).astype(np.int64)
+        probabilities = softmax(logits)
+        is_confident = probabilities.max(axis=1) >= self.strategy.decisions.confidence_threshold
         return Predictions(
             times=bars.times[rows],
-            classes=logits.argmax(axis=1).astype(np.int64),
-            probabilities=softmax(logits),
+            classes=classes,
+            decisions=np.where(is_confident, classes, int(SignalClass.HOLD)),
+            probabilities=probabilities,
             logits=logits,
         )
 

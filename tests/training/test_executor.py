@@ -11,7 +11,13 @@ from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.domain.cancellation import LocalCancellationToken
 from ktrdr_core.domain.progress import STEP_TITLES, TrainingStep
 from ktrdr_core.domain.result import validate_training_result
-from ktrdr_core.errors import CancellationError, ExecutionModeError, InvalidInputError, NonFiniteLossError
+from ktrdr_core.errors import (
+    CancellationError,
+    ExecutionModeError,
+    InvalidInputError,
+    NonFiniteLossError,
+    UnsupportedError,
+)
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.training.checkpoint import load_checkpoint
 from ktrdr_core.training.executor import CONFIG_SECTIONS, TrainingExecutor
@@ -198,8 +204,6 @@ def test_failing_watchers_cost_nothing(bar_store: DirectoryBarStore) -> None:
     [
         ({"start_date": "2017-05-01"}, "after end_date"),
         ({"start_date": "yesterday"}, "yesterday"),
-        ({"validation_split": 0.9}, "validation_split"),
-        ({"validation_split": 0.0}, "validation_split"),
         ({"symbols": []}, "at least one symbol"),
         ({"timeframes": ["1h", "4h"]}, "4h"),
         ({"data_mode": "ib"}, "ib"),
@@ -216,14 +220,25 @@ def test_argument_that_breaks_a_rule_is_a_value_error(
         TrainingExecutor(CONFIG, bar_store=bar_store).execute(**{**JOB, **change_of_job})
 
 
-def test_validation_split_takes_its_difference_from_the_training_part(bar_store: DirectoryBarStore) -> None:
-    executor = TrainingExecutor(CONFIG, bar_store=bar_store)
-    as_declared = executor.execute(**JOB)["config"]["data_config"]
-    larger = executor.execute(**{**JOB, "validation_split": 0.3})["config"]["data_config"]
-    assert as_declared["data_split"] == {"train": 0.7, "validation": 0.15, "test": 0.15}
-    assert larger["data_split"] == {"train": 0.55, "validation": 0.3, "test": 0.15}
-    assert larger["rows"]["test"] == as_declared["rows"]["test"]
-    assert larger["rows"]["validation"] > as_declared["rows"]["validation"]
+def test_split_the_strategy_declares_is_the_truth(bar_store: DirectoryBarStore) -> None:
+    facts = TrainingExecutor(CONFIG, bar_store=bar_store).execute(**{**JOB, "validation_split": 0.3})
+    assert facts["config"]["data_config"]["data_split"] == {"train": 0.7, "validation": 0.15, "test": 0.15}
+
+
+def test_validation_split_holds_where_the_strategy_declares_none(bar_store: DirectoryBarStore) -> None:
+    undeclared = {**STRATEGY, "training": {**STRATEGY["training"], "data_split": None}}
+    executor = TrainingExecutor({**CONFIG, "strategy_config": undeclared}, bar_store=bar_store)
+    facts = executor.execute(**{**JOB, "validation_split": 0.25})["config"]["data_config"]
+    assert facts["data_split"] == {"train": 0.5, "validation": 0.25, "test": 0.25}
+    for share in (0.0, 0.5, 0.9):
+        with pytest.raises(ValueError, match="validation_split"):
+            executor.execute(**{**JOB, "validation_split": share})
+
+
+def test_what_is_not_built_is_refused_in_a_library_call_too() -> None:
+    model = {**STRATEGY["model"], "type": "lstm"}
+    with pytest.raises(UnsupportedError, match="lstm"):
+        TrainingExecutor({**CONFIG, "strategy_config": {**STRATEGY, "model": model}})
 
 
 def test_bars_come_from_the_directory_data_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

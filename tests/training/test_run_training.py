@@ -19,6 +19,7 @@ import torch
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.datasets.dataset import DataSplit
 from ktrdr_core.domain.cancellation import LocalCancellationToken
+from ktrdr_core.domain.labels import SignalClass
 from ktrdr_core.domain.result import validate_training_result
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import (
@@ -127,6 +128,19 @@ def test_prediction_has_a_row_for_each_bar_after_warm_up(trained: Trained) -> No
     assert predictions.times[-1] == bars.times[-1]
     assert 200 < len(predictions) < 300
     np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1)
+
+
+def test_signal_below_the_confidence_threshold_is_hold(trained: Trained) -> None:
+    bars = trained.bar_store.load("EURUSD", "1h").head(300)
+    model = TradingModel.load(trained.path)
+    unsure = model.predict(bars)
+    threshold = float(np.median(unsure.probabilities.max(axis=1)))
+    decisions = model.strategy.decisions.model_copy(update={"confidence_threshold": threshold})
+    strict = replace(model, strategy=model.strategy.model_copy(update={"decisions": decisions})).predict(bars)
+    is_sure = strict.probabilities.max(axis=1) >= threshold
+    np.testing.assert_array_equal(strict.decisions[is_sure], strict.classes[is_sure])
+    assert (strict.decisions[~is_sure] == SignalClass.HOLD).all()
+    assert (strict.classes[~is_sure] != SignalClass.HOLD).any()
 
 
 def test_last_prediction_does_not_change_when_bars_follow(trained: Trained) -> None:

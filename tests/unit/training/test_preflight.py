@@ -145,7 +145,7 @@ def test_split_of_the_strategy_is_the_truth_and_the_request_moves_validation(
 def test_validation_split_that_leaves_nothing_to_train_on_is_refused(
     declared: dict[str, float] | None, asked: float, limit: str
 ) -> None:
-    with pytest.raises(InvalidSpecError, match=f"leaves no training part .* it must be below {limit}"):
+    with pytest.raises(InvalidSpecError, match=f"it must be above 0 and below {limit}"):
         plan({"training.data_split": declared}, validation_split=asked)
 
 
