@@ -207,7 +207,7 @@ class TrainingExecutor:
             )
         try:
             self._begin(TrainingStep.EVALUATION)
-            test_metrics = pipeline.evaluate_model(trained, split.test, split.train, check=self._check)
+            test_metrics = pipeline.evaluate_model(trained, split.test, check=self._check)
             self._begin(TrainingStep.FEATURE_IMPORTANCE)
             importance = pipeline.calculate_feature_importance(
                 trained, split.test, feature_names, seed, check=self._check

@@ -206,14 +206,13 @@ class TrainingPipeline:
         self,
         trained: TrainedModel,
         test_data: DatasetPart,
-        train_data: DatasetPart,
         *,
         check: Callable[[], None] = _no_check,
     ) -> TestMetrics:
-        """Return the metrics of the test part; the baseline is the class most frequent in the training part."""
+        """Return the metrics of the test part."""
         with deterministic_torch(trained.device.device):
             logits_NC = compute_logits(trained.model, PaddedRows(test_data.X, trained.device.device), check=check)
-        return compute_test_metrics(logits_NC, test_data.y, train_data.y)
+        return compute_test_metrics(logits_NC, test_data.y)
 
     def calculate_feature_importance(
         self,

@@ -73,7 +73,7 @@ def test_steps_of_training_fit_together_without_an_executor(trained: Trained) ->
     model = pipeline.create_model({"type": "mlp", "hidden_layers": [4]}, input_size=6, seed=3)
     settings = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "enable_gpu": False}
     done = pipeline.train_model(model, part, make_part(40, 2), settings)
-    metrics = pipeline.evaluate_model(done, make_part(50, 3), part)
+    metrics = pipeline.evaluate_model(done, make_part(50, 3))
     assert 0 <= metrics["accuracy"] <= 1
     names = [f"f{index}" for index in range(6)]
     assert set(pipeline.calculate_feature_importance(done, make_part(50, 3), names, seed=1)) == set(names)

@@ -169,7 +169,7 @@ class TestMetrics(_message.Message):
     f1_score: _builtins.float
     """Macro F1."""
     majority_baseline_accuracy: _builtins.float
-    """Accuracy of always answering the class most frequent in the training part."""
+    """Accuracy of the best constant answer: the share of the most frequent class in the test part."""
     def __init__(
         self,
         *,
