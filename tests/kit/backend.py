@@ -179,9 +179,7 @@ class FakeEngine:
 
 async def become(probe: Callable[[], Awaitable[T | None]], *, what: str = "condition") -> T:
     """Return the first truthy answer of an asynchronous probe."""
-    found = await eventually(cast(Callable[[], Awaitable[T | None] | T | None], probe), what=what)
-    assert found is not None
-    return found
+    return cast(T, await eventually(cast(Callable[[], Any], probe), what=what))
 
 
 async def refusal(call: Awaitable[Any]) -> KtrdrError:
@@ -221,7 +219,9 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def Train(self, request: Any, context: Any) -> trainer_service_pb2.TrainResponse:
         if self.refusal is not None:
             raise self.refusal
-        if request.session_id not in self.sessions:
+        if request.session_id in self.sessions:
+            self.sessions[request.session_id].request.upload_target = request.upload_target
+        else:
             session = self.sessions[request.session_id] = TrainerSession(request)
             await session.log.append(event(StateDetail(state=TrainingState.QUEUED)))
             await session.log.append(event(StateDetail(state=TrainingState.RUNNING)))
@@ -247,7 +247,9 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         return trainer_service_pb2.CancelResponse()
 
     async def GetSession(self, request: Any, context: Any) -> trainer_service_pb2.GetSessionResponse:
-        raise NotBuiltError("no test asks for it")
+        if request.session_id not in self.sessions:
+            raise SessionNotFoundError(f"there is no session {request.session_id}")
+        return trainer_service_pb2.GetSessionResponse()
 
     async def ListSessions(self, request: Any, context: Any) -> trainer_service_pb2.ListSessionsResponse:
         raise NotBuiltError("no test asks for it")

@@ -1,0 +1,36 @@
+"""How every gRPC channel of the project is made."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+# Measured: the ping timeout is what notices a peer that hangs while connected; the reconnect backoff brings a restarted
+# peer back within 0.6 s instead of 4.6 s. Windows, frame sizes and BDP probing stay at their defaults.
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """Return a channel to `host:port`; use it as an async context manager, or close it.
+
+    It connects on the first call and reconnects by itself.
+    """
+    return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+
+
+def open_sync_channel(address: str) -> grpc.Channel:
+    """Return a channel for threads; use it as a context manager, or close it.
+
+    Client streams that the other side may refuse early need it: an asyncio writer that meets the end of its stream
+    overwrites the other side's status with "Internal error from Core" (grpc/grpc issue 36066).
+    """
+    return grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
