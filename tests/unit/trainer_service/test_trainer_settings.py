@@ -1,0 +1,45 @@
+"""Flags before environment before defaults; nonsense is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from trainer_service.__main__ import parse_flags
+from trainer_service.settings import TrainerSettings
+
+
+def test_defaults() -> None:
+    settings = TrainerSettings()
+
+    assert (settings.host, settings.port, settings.slots, settings.bars_dir) == ("127.0.0.1", 50052, 1, Path("data"))
+    assert settings.sessions_dir.parts[-3:] == ("ktrdr", "trainer", "sessions")
+
+
+def test_the_environment_is_read_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTRDR_TRAINER_SLOTS", "4")
+    monkeypatch.setenv("KTRDR_TRAINER_PORT", "6000")
+    monkeypatch.setenv("KTRDR_DATA_DIR", "/srv/ktrdr")
+
+    settings = TrainerSettings(**parse_flags(["--port", "0"]))
+
+    assert (settings.slots, settings.port, settings.sessions_dir) == (4, 0, Path("/srv/ktrdr/trainer/sessions"))
+
+
+def test_a_trainers_own_variable_beats_the_shared_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTRDR_BARS_DIR", "/shared")
+    monkeypatch.setenv("KTRDR_TRAINER_BARS_DIR", "/own")
+
+    assert TrainerSettings().bars_dir == Path("/own")
+
+
+@pytest.mark.parametrize("flags", [["--slots", "0"], ["--port", "70000"], ["--log-level", "LOUD"]])
+def test_nonsense_is_refused(flags: list[str]) -> None:
+    with pytest.raises(ValidationError):
+        TrainerSettings(**parse_flags(flags))
+
+
+def test_flags_that_are_not_given_are_left_to_the_environment() -> None:
+    assert parse_flags([]) == {}

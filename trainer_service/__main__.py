@@ -1,0 +1,40 @@
+"""`python -m trainer_service`: free of grpc until the fork server runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ktrdr_core.execution.fork_server import start_fork_server
+
+
+def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the settings that were given as flags, by name."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer_service",
+        description="Serve the TrainerService: run training sessions in worker processes of this machine.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--host", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 picks a free one (50052)")
+    parser.add_argument("--data-dir", help="directory of the state (~/.local/share/ktrdr)")
+    parser.add_argument("--bars-dir", help="directory with the bars (data)")
+    parser.add_argument("--slots", type=int, help="sessions that run at once (1)")
+    parser.add_argument("--drain-timeout-s", type=float, help="how long SIGTERM lets running sessions go on (10)")
+    parser.add_argument("--log-level", help="DEBUG, INFO, WARNING or ERROR (INFO)")
+    return vars(parser.parse_args(arguments))
+
+
+def main() -> int:
+    """Serve until a signal; returns the exit code."""
+    flags = parse_flags()
+    start_fork_server()
+    from trainer_service.app import run
+
+    return run(flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

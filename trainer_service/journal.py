@@ -1,0 +1,231 @@
+"""The journal of one session: append-only JSON lines that survive a kill at any instant.
+
+The first line says what the session is; each other line is an event, or a fact that only this trainer needs: the
+worker's process, the artifact and its result, a new upload target. Lines that change what a restart does are fsynced,
+others are written. A line torn by a crash is cut off when the journal is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from ktrdr_core.clock import from_iso, to_iso
+from ktrdr_core.domain.progress import ProgressEvent, StateDetail
+from ktrdr_core.domain.result import TrainingResult
+from ktrdr_core.domain.spec import TrainingSpec
+from ktrdr_core.errors import CorruptDataError
+from ktrdr_core.logging import get_logger
+
+JOURNAL_NAME = "journal.jsonl"
+_VERSION = 1
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOrder:
+    """What was accepted: the content of a session.
+
+    Attributes:
+        session_id: Identity on this trainer.
+        training_id: Training it belongs to; "" for one started by hand.
+        attempt: Number within its training, from 1.
+        spec: What to train.
+        upload_target: Address of the ModelService the artifact goes to; "" keeps it here.
+        create_time: When it was accepted, UTC.
+    """
+
+    session_id: str
+    training_id: str
+    attempt: int
+    spec: TrainingSpec
+    upload_target: str
+    create_time: datetime
+
+    def has_same_content(self, other: SessionOrder) -> bool:
+        """Return whether both ask for the same; where the artifact goes and when it was asked do not count."""
+        return (self.training_id, self.attempt, self.spec) == (other.training_id, other.attempt, other.spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerProcess:
+    """The worker of a session: its pid, and the tick it started at, which tells it from a later owner of the pid."""
+
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Return the process that has `pid` now; None without one, or where /proc is missing."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return cls(pid=pid, start_ticks=int(fields[19]))
+
+
+@dataclass(kw_only=True)
+class JournalContent:
+    """What a journal holds."""
+
+    order: SessionOrder
+    events: list[ProgressEvent] = field(default_factory=list)
+    artifact_path: Path | None = None
+    result: TrainingResult | None = None
+    worker: WorkerProcess | None = None
+
+
+class Journal:
+    """Appends to one journal; use `create` or `open`. Blocking: call it off the event loop, from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self._size_bytes = os.fstat(self._fd).st_size
+        self._is_torn = False
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, directory: Path, order: SessionOrder) -> Self:
+        """Make the directory of a new session durable with its journal in it.
+
+        Raises:
+            FileExistsError: The directory exists.
+        """
+        directory.mkdir(parents=True)
+        journal = cls(directory / JOURNAL_NAME)
+        journal._append(_order_line(order), is_synced=True)
+        for folder in (directory, directory.parent):
+            _sync_directory(folder)
+        return journal
+
+    @classmethod
+    def open(cls, directory: Path) -> tuple[Self, JournalContent]:
+        """Read a journal, cut off what a crash tore, and return it ready for more.
+
+        Raises:
+            CorruptDataError: Its first line cannot be read.
+        """
+        content, size_bytes = _read(directory / JOURNAL_NAME)
+        journal = cls(directory / JOURNAL_NAME)
+        if journal._size_bytes != size_bytes:
+            _log.warning("%s: cut off %d torn bytes", journal.path, journal._size_bytes - size_bytes)
+            os.ftruncate(journal._fd, size_bytes)
+            journal._size_bytes = size_bytes
+        return journal, content
+
+    def append_event(self, event: ProgressEvent) -> None:
+        """Add a durable event."""
+        self._append(f'{{"event":{event.to_json()}}}', is_synced=isinstance(event.detail, StateDetail))
+
+    def append_worker(self, worker: WorkerProcess) -> None:
+        """Add which process runs the session."""
+        self._append_raw({"worker": {"pid": worker.pid, "start_ticks": worker.start_ticks}})
+
+    def append_artifact(self, path: Path, result: TrainingResult) -> None:
+        """Add where the complete artifact is, and what the training produced."""
+        self._append_raw({"artifact": {"path": str(path), "result": result}})
+
+    def append_upload_target(self, address: str) -> None:
+        """Add where the artifact goes from now on."""
+        self._append_raw({"upload_target": address})
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _append_raw(self, raw: dict[str, Any]) -> None:
+        self._append(json.dumps(raw, separators=(",", ":")), is_synced=True)
+
+    def _append(self, line: str, *, is_synced: bool) -> None:
+        data = line.encode() + b"\n"
+        with self._lock:
+            if self._is_torn:
+                # A half line would make every later one unreadable.
+                os.ftruncate(self._fd, self._size_bytes)
+            self._is_torn = True
+            written = 0
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
+            if is_synced:
+                os.fsync(self._fd)
+            self._is_torn = False
+            self._size_bytes += len(data)
+
+
+def _order_line(order: SessionOrder) -> str:
+    raw = {
+        "session": {
+            "version": _VERSION,
+            "session_id": order.session_id,
+            "training_id": order.training_id,
+            "attempt": order.attempt,
+            "spec": order.spec.to_json(),
+            "upload_target": order.upload_target,
+            "create_time": to_iso(order.create_time),
+        }
+    }
+    return json.dumps(raw, separators=(",", ":"))
+
+
+def _read_order(line: bytes) -> SessionOrder:
+    raw = json.loads(line)["session"]
+    return SessionOrder(
+        session_id=raw["session_id"],
+        training_id=raw["training_id"],
+        attempt=raw["attempt"],
+        spec=TrainingSpec.from_json(raw["spec"]),
+        upload_target=raw["upload_target"],
+        create_time=from_iso(raw["create_time"]),
+    )
+
+
+def _read(path: Path) -> tuple[JournalContent, int]:
+    """Return the content and the size of the part that can be read."""
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    try:
+        content = JournalContent(order=_read_order(lines[0]))
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise CorruptDataError(f"{path} has no readable first line; remove its directory") from error
+    size_bytes = len(lines[0]) + 1
+    for line in lines[1:]:
+        try:
+            _apply(content, json.loads(line))
+        except (KeyError, TypeError, ValueError) as error:
+            _log.warning("%s: ends at byte %d, the next line cannot be read: %s", path, size_bytes, error)
+            break
+        size_bytes += len(line) + 1
+    return content, size_bytes
+
+
+def _apply(content: JournalContent, raw: dict[str, Any]) -> None:
+    match raw:
+        case {"event": dict(event)}:
+            found = ProgressEvent.from_json(json.dumps(event))
+            if found.sequence != len(content.events) + 1:
+                raise ValueError(f"sequence {found.sequence} after {len(content.events)}")
+            content.events.append(found)
+        case {"worker": dict(worker)}:
+            content.worker = WorkerProcess(pid=worker["pid"], start_ticks=worker["start_ticks"])
+        case {"artifact": dict(artifact)}:
+            content.artifact_path = Path(artifact["path"])
+            content.result = artifact["result"]
+        case {"upload_target": str(address)}:
+            content.order = replace(content.order, upload_target=address)
+        case _:
+            raise ValueError(f"unknown line {sorted(raw)}")
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

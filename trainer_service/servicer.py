@@ -1,0 +1,65 @@
+"""TrainerService: from proto, one call, to proto. The rules live in the orchestrator."""
+# ruff: noqa: N802  the methods have the names of the RPCs
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+from ktrdr.trainer.v1 import trainer_service_pb2 as pb
+from ktrdr.trainer.v1 import trainer_service_pb2_grpc
+
+from ktrdr_core.wire.to_proto import events_to_proto
+from trainer_service.messages import order_from_proto, session_to_proto
+from trainer_service.orchestrator import DEFAULT_CANCEL_REASON, HostTrainingOrchestrator
+from trainer_service.server_info import ServerInfo
+
+SERVICE_NAME = "ktrdr.trainer.v1.TrainerService"
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
+    """Answers the RPCs of `ktrdr.trainer.v1.TrainerService`."""
+
+    def __init__(self, orchestrator: HostTrainingOrchestrator, server_info: ServerInfo) -> None:
+        self._orchestrator = orchestrator
+        self._server_info = server_info
+
+    async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
+        order = order_from_proto(request)
+        session = await self._orchestrator.train(order)
+        return pb.TrainResponse(session=await session_to_proto(session))
+
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
+        session = await self._orchestrator.cancel(
+            request.session_id,
+            save_checkpoint=request.save_checkpoint,
+            reason=request.cancel_reason or DEFAULT_CANCEL_REASON,
+        )
+        message = await session_to_proto(session)
+        return pb.CancelResponse(session=message, checkpoint_path=message.checkpoint_path)
+
+    async def StreamProgress(
+        self, request: pb.StreamProgressRequest, context: Context
+    ) -> AsyncIterator[pb.StreamProgressResponse]:
+        session, batches = self._orchestrator.watch(request.session_id, request.after_sequence)
+        yield pb.StreamProgressResponse(session=await session_to_proto(session))
+        async for events in batches:
+            is_last = bool(events) and events[-1].terminal_state is not None
+            yield pb.StreamProgressResponse(
+                session=await session_to_proto(session) if is_last else None, events=events_to_proto(events)
+            )
+
+    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
+        session = self._orchestrator.session(request.session_id)
+        return pb.GetSessionResponse(session=await session_to_proto(session))
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+        sessions = await asyncio.gather(*map(session_to_proto, self._orchestrator.sessions()))
+        return pb.ListSessionsResponse(sessions=sessions)
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        trainer = await self._server_info.to_proto(is_draining=self._orchestrator.is_draining)
+        return pb.GetServerInfoResponse(trainer=trainer)
