@@ -1,0 +1,52 @@
+"""Python client of the ktrdr services: `AsyncClient`, `Client`, `AsyncTrainerClient`, `TrainerClient`.
+
+Names are resolved on first use, so that `import ktrdr_client` (and `ktrdr --help`) loads neither grpc nor protobuf.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ktrdr_client.async_client import AsyncClient
+    from ktrdr_client.sync_client import Client, TrainerClient
+    from ktrdr_client.trainer_client import AsyncTrainerClient
+    from ktrdr_core.domain.progress import ProgressEvent
+    from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
+    from ktrdr_core.domain.states import TrainingState
+    from ktrdr_core.errors import KtrdrError
+
+__all__ = [
+    "AsyncClient",
+    "AsyncTrainerClient",
+    "Client",
+    "DataMode",
+    "ExecutionMode",
+    "KtrdrError",
+    "ProgressEvent",
+    "TrainerClient",
+    "TrainingSpec",
+    "TrainingState",
+]
+
+_HOMES = {
+    "AsyncClient": "ktrdr_client.async_client",
+    "AsyncTrainerClient": "ktrdr_client.trainer_client",
+    "Client": "ktrdr_client.sync_client",
+    "DataMode": "ktrdr_core.domain.spec",
+    "ExecutionMode": "ktrdr_core.domain.spec",
+    "KtrdrError": "ktrdr_core.errors",
+    "ProgressEvent": "ktrdr_core.domain.progress",
+    "TrainerClient": "ktrdr_client.sync_client",
+    "TrainingSpec": "ktrdr_core.domain.spec",
+    "TrainingState": "ktrdr_core.domain.states",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ktrdr_client' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""The command line. `app` declares the commands and loads nothing heavy; each body is imported when it runs."""

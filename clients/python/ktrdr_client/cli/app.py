@@ -1,0 +1,403 @@
+"""The commands of `ktrdr`: their arguments and help. Bodies are imported when they run, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Coroutine, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ktrdr_client.cli import exit_codes
+from ktrdr_client.cli.exit_codes import ExitCode
+from ktrdr_client.cli.session import CliSession
+from ktrdr_client.settings import ClientSettings
+from ktrdr_core.errors import InternalError, KtrdrError
+
+_GLOBAL_OPTIONS = ("--backend", "--data-dir", "--debug", "--version")
+# typer carries a click of its own since 0.20; its errors are found through a class both have.
+_UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
+_AnyClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="ktrdr",
+    help="Train neuro-fuzzy trading models from one YAML file, on this machine or on trainers with GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="The model store.", no_args_is_help=True)
+strategies_app = typer.Typer(help="Strategy files.", no_args_is_help=True)
+config_app = typer.Typer(help="The backend's configuration.", no_args_is_help=True)
+backend_app = typer.Typer(help="The backend service.", no_args_is_help=True)
+trainer_app = typer.Typer(help="The trainer service.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(strategies_app, name="strategies")
+app.add_typer(config_app, name="config")
+app.add_typer(backend_app, name="backend")
+app.add_typer(trainer_app, name="trainer")
+
+_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+class Mode(StrEnum):
+    AUTO = "auto"
+    LOCAL = "local"
+    HOST = "host"
+
+
+TrainingId = Annotated[str, typer.Argument(metavar="ID", help="Id of the training, or its first characters.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+StartDate = Annotated[str | None, typer.Option("--start", metavar="DATE", help="First day, YYYY-MM-DD, UTC.")]
+EndDate = Annotated[str | None, typer.Option("--end", metavar="DATE", help="Last day, YYYY-MM-DD, UTC.")]
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(f"ktrdr {version('ktrdr')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    context: typer.Context,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Backend to talk to; also KTRDR_BACKEND. Without it an embedded one is started when needed.",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="State of the embedded backend; also KTRDR_DATA_DIR. Default: ~/.local/share/ktrdr."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    del version  # its callback has ended the run
+    context.obj = CliSession(settings=ClientSettings.load(backend=backend, data_dir=data_dir, is_debug=debug))
+
+
+def _go(work: Coroutine[Any, Any, int | None]) -> int:
+    import asyncio
+
+    return int(asyncio.run(work) or 0)
+
+
+def _session(context: typer.Context, *, is_json: bool = False) -> CliSession:
+    session: CliSession = context.obj
+    session.is_json = is_json
+    return session
+
+
+# Trainings
+
+
+@app.command()
+@models_app.command()
+def train(
+    context: typer.Context,
+    strategy: Annotated[str, typer.Argument(help="Strategy file, or name of a strategy the backend knows.")],
+    symbols: Annotated[str | None, typer.Option(metavar="A,B", help="Instead of the strategy's symbols.")] = None,
+    timeframes: Annotated[str | None, typer.Option(metavar="A,B", help="Instead of its timeframes.")] = None,
+    start: StartDate = None,
+    end: EndDate = None,
+    mode: Annotated[Mode | None, typer.Option(help="Where to run. Default: as the backend is configured.")] = None,
+    require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Fail rather than run without a GPU.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training part.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per optimiser update.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw. Default: 42.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change the strategy, such as indicators[0].period=21."),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not watch; print the id and end.")] = False,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, train nothing.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Train a strategy and watch it."""
+    from ktrdr_client.cli.train_command import TrainArguments
+    from ktrdr_client.cli.train_command import train as body
+
+    arguments = TrainArguments(
+        strategy=strategy,
+        symbols=symbols,
+        timeframes=timeframes,
+        start=start,
+        end=end,
+        mode=mode.value if mode else None,
+        require_gpu=require_gpu,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        assignments=tuple(assignments or ()),
+        detach=detach,
+        validate_only=validate_only,
+    )
+    return _go(body(_session(context, is_json=as_json), arguments))
+
+
+@app.command()
+def watch(context: typer.Context, training_id: TrainingId, as_json: Json = False) -> int:
+    """Watch a training until it ends."""
+    from ktrdr_client.cli.training_commands import watch as body
+
+    return _go(body(_session(context, is_json=as_json), training_id))
+
+
+@app.command()
+def cancel(
+    context: typer.Context,
+    training_id: TrainingId,
+    save_checkpoint: Annotated[
+        bool, typer.Option("--save-checkpoint", help="Stop at the next batch and keep a checkpoint.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """End a training; answers when its worker is gone."""
+    from ktrdr_client.cli.training_commands import cancel as body
+
+    return _go(body(_session(context, is_json=as_json), training_id, save_checkpoint=save_checkpoint))
+
+
+@app.command()
+def show(context: typer.Context, training_id: TrainingId, as_json: Json = False) -> int:
+    """Show one training."""
+    from ktrdr_client.cli.training_commands import show as body
+
+    return _go(body(_session(context, is_json=as_json), training_id))
+
+
+@app.command(name="list")
+def list_trainings(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: Json = False,
+) -> int:
+    """List trainings, newest first."""
+    from ktrdr_client.cli.training_commands import list_trainings as body
+
+    return _go(body(_session(context, is_json=as_json), limit))
+
+
+@app.command()
+def trainers(context: typer.Context, as_json: Json = False) -> int:
+    """List the trainers the backend knows, with their health."""
+    from ktrdr_client.cli.training_commands import trainers as body
+
+    return _go(body(_session(context, is_json=as_json)))
+
+
+# Configuration
+
+
+@config_app.command(name="get")
+def config_get(context: typer.Context, as_json: Json = False) -> int:
+    """Show the backend's configuration."""
+    from ktrdr_client.cli.training_commands import config_get as body
+
+    return _go(body(_session(context, is_json=as_json)))
+
+
+@config_app.command(name="set")
+def config_set(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(help="default_mode")],
+    value: Annotated[str, typer.Argument(help="auto, local or host")],
+    as_json: Json = False,
+) -> int:
+    """Change the backend's configuration; kept across restarts."""
+    from ktrdr_client.cli.training_commands import config_set as body
+
+    return _go(body(_session(context, is_json=as_json), key, value))
+
+
+# Services
+
+
+@backend_app.command(name="serve", context_settings=_PASS_THROUGH)
+def backend_serve(context: typer.Context) -> int:
+    """Run a backend here; its flags: ktrdr backend serve --help."""
+    from ktrdr_client.cli.service_commands import serve
+
+    return serve("backend_service", context.args, _session(context))
+
+
+@trainer_app.command(name="serve", context_settings=_PASS_THROUGH)
+def trainer_serve(context: typer.Context) -> int:
+    """Run a trainer here; its flags: ktrdr trainer serve --help."""
+    from ktrdr_client.cli.service_commands import serve
+
+    return serve("trainer_service", context.args, _session(context))
+
+
+@app.command()
+def up(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="Address both listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the backend; 0 picks one.")] = 50051,
+    trainer_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the trainer; 0 picks one.")] = 50052,
+    bars_dir: Annotated[Path | None, typer.Option(help="Bars. Default: data.")] = None,
+    strategies_dir: Annotated[Path | None, typer.Option(help="Strategies. Default: strategies.")] = None,
+    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+) -> int:
+    """Run a backend and a trainer here, together, until Ctrl-C."""
+    from ktrdr_client.cli.service_commands import up as body
+
+    session = _session(context)
+    return _go(
+        body(
+            session,
+            host=host,
+            port=port,
+            trainer_port=trainer_port,
+            bars_dir=bars_dir or session.settings.bars_dir,
+            strategies_dir=strategies_dir or session.settings.strategies_dir,
+            log_level=log_level,
+        ),
+    )
+
+
+# Models
+
+
+@models_app.command(name="list")
+def models_list(
+    context: typer.Context,
+    strategy: Annotated[str, typer.Option(help="Only this strategy.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    as_json: Json = False,
+) -> int:
+    """List stored models, newest first."""
+    from ktrdr_client.cli.model_commands import list_models as body
+
+    return _go(body(_session(context, is_json=as_json), strategy, limit))
+
+
+@models_app.command(name="show")
+def models_show(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Name in the store, a strategy (its newest) or a model id.")],
+    as_json: Json = False,
+) -> int:
+    """Show one stored model."""
+    from ktrdr_client.cli.model_commands import show as body
+
+    return _go(body(_session(context, is_json=as_json), model))
+
+
+@models_app.command(name="predict")
+def models_predict(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model directory, name in the store, or strategy (its newest).")],
+    symbol: Annotated[str | None, typer.Option(help="Instrument. Default: the one the model was trained on.")] = None,
+    start: StartDate = None,
+    end: EndDate = None,
+    bars_dir: Annotated[Path | None, typer.Option(help="Bars. Default: KTRDR_BARS_DIR, or data.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Print a model's decision for each bar; without dates for the last 24 bars."""
+    from ktrdr_client.cli.predict_command import predict as body
+
+    return _go(
+        body(_session(context, is_json=as_json), model, symbol=symbol, start=start, end=end, bars_dir=bars_dir),
+    )
+
+
+# Strategies
+
+
+@strategies_app.command(name="list")
+def strategies_list(context: typer.Context, as_json: Json = False) -> int:
+    """List the backend's strategies with their status."""
+    from ktrdr_client.cli.strategy_commands import list_strategies as body
+
+    return _go(body(_session(context, is_json=as_json)))
+
+
+@strategies_app.command(name="validate")
+def strategies_validate(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Strategy file.")],
+    as_json: Json = False,
+) -> int:
+    """Check a strategy file, without bars and without a backend."""
+    from ktrdr_client.cli.strategy_commands import validate as body
+
+    return body(_session(context, is_json=as_json), file)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one invocation; every error becomes one sentence on stderr and an exit code."""
+    is_debug = "--debug" in arguments
+    try:
+        return int(app(args=list(arguments), standalone_mode=False) or 0)
+    except _AnyClickError as error:
+        return _usage_error(error)
+    except KtrdrError as error:
+        if is_debug:
+            raise
+        text = error.message
+        if isinstance(error, InternalError):
+            text += "; run again with --debug and look into the service's log"
+        _tell(text)
+        if "--json" in arguments:
+            _write_json_error(error)
+        return exit_codes.of_error(error)
+    except (KeyboardInterrupt, typer.Abort):
+        _tell("interrupted")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`ktrdr list | head`): nothing is left to say.
+        sys.stderr.close()
+        return ExitCode.OK
+    except Exception as error:  # the edge: a defect is one sentence for people, a traceback with --debug
+        if is_debug:
+            raise
+        _tell(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it")
+        return ExitCode.FAILED
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"ktrdr: {' '.join(text.split())}\n")
+
+
+def _write_json_error(error: KtrdrError) -> None:
+    from ktrdr_client.cli.json_lines import line
+
+    fields = {
+        "reason": error.reason,
+        "message": error.message,
+        "exit_code": int(exit_codes.of_error(error)),
+        "metadata": error.metadata,
+        "violations": [
+            {"field": each.field, "description": each.description} for each in getattr(error, "violations", ())
+        ],
+    }
+    sys.stdout.write(line("error", fields) + "\n")
+
+
+def _usage_error(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return ExitCode.BAD_INPUT
+    text = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "ktrdr"
+    misplaced = next((option for option in _GLOBAL_OPTIONS if option in text and "No such option" in text), None)
+    if misplaced and path != "ktrdr":
+        _tell(f"{misplaced} goes before the command: ktrdr {misplaced} ... {path.removeprefix('ktrdr ')}")
+    else:
+        _tell(f"{text}; see {path} --help")
+    return ExitCode.BAD_INPUT

@@ -1,0 +1,129 @@
+"""`ktrdr models predict`: a stored model's decisions on bars of this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from ktrdr_client.cli import json_lines
+from ktrdr_client.cli.exit_codes import ExitCode
+from ktrdr_client.cli.session import CliSession
+from ktrdr_client.cli.tables import say_table
+from ktrdr_client.cli.train_command import parse_day
+from ktrdr_core.domain.labels import CLASS_NAMES
+from ktrdr_core.errors import InvalidInputError, ModelNotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ktrdr_core.training.trading_model import Predictions
+
+DEFAULT_BARS = 24
+_WEIGHTS = "model.safetensors"
+
+
+async def predict(
+    session: CliSession,
+    model: str,
+    *,
+    symbol: str | None,
+    start: str | None,
+    end: str | None,
+    bars_dir: Path | None,
+) -> int:
+    """Print the decision for each bar of the range.
+
+    The whole history of the bars is used for warm-up, so that the first bar of the range has its decision too.
+    """
+    start_date, end_date = parse_day(start, "--start"), parse_day(end, "--end")
+    if start_date and end_date and start_date > end_date:
+        raise InvalidInputError(f"--start {start_date} is after --end {end_date}; swap them", field="--start")
+    if importlib.util.find_spec("torch") is None:
+        raise UnsupportedError("predicting needs torch, which is not installed; run: pip install 'ktrdr[train]'")
+    path = _by_path(model) or await _by_name(session, model)
+
+    from ktrdr_core.data.bar_store import DirectoryBarStore
+    from ktrdr_core.data.bars import time_text
+    from ktrdr_core.storage.artifact import load_result
+
+    metadata = load_result(path)["metadata"]
+    symbol = symbol or metadata["symbols"][0]
+    timeframe = metadata["timeframes"][0]
+    bars = DirectoryBarStore(bars_dir or session.settings.bars_dir).load(symbol, timeframe)
+    wanted = bars.between(start_date, end_date).times
+    if not len(wanted):
+        raise InvalidInputError(
+            f"there are no bars from {start_date or 'the first'} to {end_date or 'the last'}: the {symbol} {timeframe} "
+            f"bars go from {bars.first_day} to {bars.last_day}; choose days inside",
+            field="--start",
+        )
+
+    from ktrdr_core.training.trading_model import TradingModel  # loads torch, so only when it is needed
+
+    predictions = TradingModel.load(path).predict(bars)
+    rows = [row for row, time in enumerate(predictions.times) if wanted[0] <= time <= wanted[-1]]
+    if start_date is None and end_date is None:
+        rows = rows[-DEFAULT_BARS:]
+    if not rows:
+        raise InvalidInputError(
+            f"the first {len(bars) - len(predictions)} {symbol} {timeframe} bars are warm-up and have no decision; "
+            f"choose days after {bars.first_day}",
+            field="--start",
+        )
+    if session.is_json:
+        _write_json(session, predictions, rows)
+        return ExitCode.OK
+    session.out.print(Text.assemble((path.name, "bold"), f"  {symbol}  {timeframe}  {len(rows)} bars"))
+    say_table(
+        session,
+        ("bar (UTC)", "decision", *(name for name in CLASS_NAMES)),
+        [
+            (
+                time_text(int(predictions.times[row])),
+                CLASS_NAMES[int(predictions.classes[row])],
+                *(f"{float(each):.3f}" for each in predictions.probabilities[row]),
+            )
+            for row in rows
+        ],
+        empty="",
+    )
+    return ExitCode.OK
+
+
+def _write_json(session: CliSession, predictions: Predictions, rows: list[int]) -> None:
+    from ktrdr_core.data.bars import time_text
+
+    for row in rows:
+        values = {
+            "time": time_text(int(predictions.times[row])),
+            "decision": CLASS_NAMES[int(predictions.classes[row])],
+            "probabilities": {
+                name: float(each) for name, each in zip(CLASS_NAMES, predictions.probabilities[row], strict=True)
+            },
+        }
+        session.write_json(json_lines.line("prediction", values))
+
+
+def _by_path(model: str) -> Path | None:
+    """Return the model directory `model` is the path of; None if it is no path but a name."""
+    path = Path(model).expanduser()
+    if (path / _WEIGHTS).is_file():
+        return path.resolve()
+    if path.is_dir() or model.startswith((".", "/", "~")):
+        raise ModelNotFoundError(
+            f"{model} is no model directory (it has no {_WEIGHTS}); `ktrdr models list` names those there are"
+        )
+    return None
+
+
+async def _by_name(session: CliSession, model: str) -> Path:
+    """Return the directory of a model in the backend's store, if it is on this machine."""
+    async with session.client() as client:
+        stored = await client.get_model(model)
+    if not (Path(stored.path) / _WEIGHTS).is_file():
+        raise ModelNotFoundError(
+            f"model {stored.name} is at {stored.path} on the backend's machine and not on this one; run this there, "
+            "or copy that directory here and give its path"
+        )
+    return Path(stored.path)

@@ -1,0 +1,159 @@
+"""A trainer's client for asyncio: every RPC of TrainerService. A backend is its usual caller; a person may be too."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Self
+
+import grpc
+from ktrdr.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
+
+from ktrdr_client import decode
+from ktrdr_client.calls import call_unary
+from ktrdr_client.progress_stream import ProgressChunk, ReconnectPolicy, reconnecting_progress
+from ktrdr_client.types import Session, TrainerInfo
+from ktrdr_core.domain.progress import ProgressEvent
+from ktrdr_core.domain.spec import TrainingSpec
+from ktrdr_core.errors import KtrdrError
+from ktrdr_core.rpc.channel import open_channel
+from ktrdr_core.wire.to_proto import spec_to_proto
+
+_CANCEL_TIMEOUT_S = 120.0
+
+
+class AsyncTrainerClient:
+    """Talks to one trainer. Use it as `async with AsyncTrainerClient("gpu-1:50052") as trainer:`.
+
+    Args:
+        address: host:port of the trainer.
+        timeout_s: Deadline of each unary call.
+        retry_for_s: How long Train is retried on UNAVAILABLE; safe, it carries a session_id.
+        reconnect: When a progress stream is opened again and when it is given up.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 10.0,
+        retry_for_s: float = 5.0,
+        reconnect: ReconnectPolicy | None = None,
+    ) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._retry_for_s = retry_for_s
+        self._reconnect = reconnect or ReconnectPolicy()
+        self._channel = open_channel(address)
+        self._stub = trainer_service_pb2_grpc.TrainerServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way end."""
+        await self._channel.close()
+
+    async def train(
+        self,
+        spec: TrainingSpec,
+        *,
+        session_id: str | None = None,
+        training_id: str = "",
+        attempt: int = 1,
+        upload_target: str = "",
+    ) -> Session:
+        """Start a session and return it once it is accepted.
+
+        Args:
+            spec: What to train.
+            session_id: Identity and idempotency key; None makes a new one.
+            training_id: Training it belongs to; "" for one started by hand.
+            attempt: Number within its training.
+            upload_target: host:port of the backend the artifact is uploaded to; "" keeps it on the trainer's disk.
+        """
+        request = trainer_service_pb2.TrainRequest(
+            session_id=session_id or str(uuid.uuid4()),
+            training_id=training_id,
+            attempt=attempt,
+            spec=spec_to_proto(spec),
+            upload_target=upload_target,
+        )
+        response = await call_unary(
+            self._stub.Train, request, timeout_s=max(self._timeout_s, 30.0), retry_for_s=self._retry_for_s
+        )
+        return decode.session(response.session)
+
+    async def cancel(self, session_id: str, *, save_checkpoint: bool = False, reason: str = "") -> Session:
+        """End a session; returns it in its terminal state once its worker is verified to be gone."""
+        request = trainer_service_pb2.CancelRequest(
+            session_id=session_id, save_checkpoint=save_checkpoint, cancel_reason=reason
+        )
+        response = await call_unary(self._stub.Cancel, request, timeout_s=_CANCEL_TIMEOUT_S)
+        return decode.session(response.session)
+
+    def stream_progress(
+        self,
+        session_id: str,
+        after_sequence: int = 0,
+        *,
+        on_reconnect: Callable[[KtrdrError], None] | None = None,
+    ) -> AsyncIterator[ProgressEvent]:
+        """Yield the session's events after `after_sequence`; reconnects by itself, see AsyncClient.stream_progress."""
+
+        def open_call(
+            sequence: int,
+        ) -> grpc.aio.UnaryStreamCall[
+            trainer_service_pb2.StreamProgressRequest, trainer_service_pb2.StreamProgressResponse
+        ]:
+            return self._stub.StreamProgress(
+                trainer_service_pb2.StreamProgressRequest(session_id=session_id, after_sequence=sequence)
+            )
+
+        def read_chunk(response: trainer_service_pb2.StreamProgressResponse) -> ProgressChunk:
+            return ProgressChunk(
+                events=response.events,
+                is_ended=response.HasField("session") and decode.is_terminal(response.session.state),
+                last_sequence=response.session.last_sequence,
+            )
+
+        return reconnecting_progress(
+            open_call,
+            read_chunk,
+            after_sequence=after_sequence,
+            policy=self._reconnect,
+            what=f"session {session_id}",
+            on_reconnect=on_reconnect,
+        )
+
+    async def wait(self, session_id: str) -> Session:
+        """Return the session once it has ended."""
+        async for _ in self.stream_progress(session_id):
+            pass
+        return await self.get_session(session_id)
+
+    async def get_session(self, session_id: str) -> Session:
+        """Return one session as it is now."""
+        request = trainer_service_pb2.GetSessionRequest(session_id=session_id)
+        response = await call_unary(self._stub.GetSession, request, timeout_s=self._timeout_s)
+        return decode.session(response.session)
+
+    async def list_sessions(self) -> list[Session]:
+        """Return the trainer's sessions, newest first."""
+        response = await call_unary(
+            self._stub.ListSessions, trainer_service_pb2.ListSessionsRequest(), timeout_s=self._timeout_s
+        )
+        return [decode.session(each) for each in response.sessions]
+
+    async def get_server_info(self) -> TrainerInfo:
+        """Return what the trainer is and has."""
+        response = await call_unary(
+            self._stub.GetServerInfo, trainer_service_pb2.GetServerInfoRequest(), timeout_s=self._timeout_s
+        )
+        return decode.trainer_info(response.trainer)

@@ -1,0 +1,122 @@
+"""Every block of docs/grpcurl.md, as written, with a real grpcurl against a real backend and trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit.cli import ROOT, STRATEGY, Cli, embedded_cli
+from tests.kit.documents import fenced_blocks
+
+RECIPES = fenced_blocks(ROOT / "docs" / "grpcurl.md")
+TESTED: set[str] = {"Recipes for grpcurl"}  # the block that says where the backend is
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    with embedded_cli(tmp_path_factory.mktemp("grpcurl") / "state") as cli:
+        assert cli.run("config", "get").code == 0
+        yield cli
+
+
+def _type(cli: Cli, heading: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    TESTED.add(heading)
+    (block,) = RECIPES[heading]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        env={**cli.environment(), "PATH": path, "BACKEND": cli.embedded["backend"], **variables},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _answers(ran: subprocess.CompletedProcess[str]) -> list[Any]:
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    decoder, text, found = json.JSONDecoder(), ran.stdout.strip(), []
+    while text:
+        value, end = decoder.raw_decode(text)
+        found.append(value)
+        text = text[end:].lstrip()
+    return found
+
+
+def test_services_are_listed_described_and_healthy(cli: Cli) -> None:
+    ran = _type(cli, "What is there")
+    assert ran.returncode == 0, ran.stderr
+    for service in ("training.v1.TrainingService", "models.v1.ModelService", "data.v1.MarketDataService"):
+        assert f"ktrdr.{service}\n" in ran.stdout
+    assert "rpc Train ( .ktrdr.training.v1.TrainRequest )" in ran.stdout
+    assert "SERVING" in ran.stdout
+
+
+@pytest.fixture(scope="module")
+def training_id(cli: Cli) -> str:
+    (first,) = _answers(_type(cli, "Train"))
+    return str(first["training"]["training_id"])
+
+
+def test_train_twice_with_the_same_request_id_is_one_training(cli: Cli, training_id: str) -> None:
+    (again,) = _answers(_type(cli, "Train"))
+    assert again["training"]["training_id"] == training_id
+
+
+def test_stream_progress_goes_from_the_first_event_to_the_terminal_one(cli: Cli, training_id: str) -> None:
+    responses = _answers(_type(cli, "StreamProgress", TRAINING_ID=training_id))
+    events = [event for response in responses for event in response.get("events", [])]
+    durable = [int(event["sequence"]) for event in events if "batch" not in event]
+    assert durable == list(range(1, len(durable) + 1))
+    assert events[-1]["state"]["state"] == "TRAINING_STATE_COMPLETED"
+
+
+def test_get_training_answers_the_result(cli: Cli, training_id: str) -> None:
+    _type(cli, "StreamProgress", TRAINING_ID=training_id)
+    (answer,) = _answers(_type(cli, "GetTraining", TRAINING_ID=training_id))
+    result = answer["training"]["result"]
+    assert result["training_metrics"]["epochs"] == 3
+    assert result["test_metrics"]["majority_baseline_accuracy"] > 0
+
+
+def test_uploaded_directory_is_published_as_a_version(cli: Cli, training_id: str, tmp_path: Path) -> None:
+    _type(cli, "StreamProgress", TRAINING_ID=training_id)
+    (answer,) = _answers(_type(cli, "GetTraining", TRAINING_ID=training_id))
+    directory = answer["training"]["result"]["model_path"]
+    (uploaded,) = _answers(_type(cli, "Upload a model from a directory", MODEL_DIR=directory))
+    assert uploaded["model"]["strategy_name"] == "neuro_mean_reversion"
+    assert (Path(uploaded["model"]["path"]) / "model.safetensors").read_bytes() == (
+        Path(directory) / "model.safetensors"
+    ).read_bytes()
+    assert uploaded["model"]["name"] in cli.run("models", "list").out
+
+
+def test_train_from_a_file_is_accepted(cli: Cli) -> None:
+    (answer,) = _answers(_type(cli, "Train from a file"))
+    assert answer["training"]["state"] == "TRAINING_STATE_QUEUED"
+    assert cli.run("watch", answer["training"]["training_id"]).code == 0
+
+
+def test_cancel_ends_a_running_training(cli: Cli) -> None:
+    started = cli.run("train", STRATEGY, "--epochs", "100000", "--detach").out.strip()
+    (answer,) = _answers(_type(cli, "Cancel", TRAINING_ID=started))
+    assert answer["training"]["state"] == "TRAINING_STATE_CANCELLED"
+
+
+def test_refused_call_shows_code_sentence_reason_and_field(cli: Cli) -> None:
+    ran = _type(cli, "When a call is refused")
+    assert ran.returncode != 0
+    for text in ("InvalidArgument", "batch_size must be at least 1, was 0", "INVALID_SPEC", "spec.batch_size"):
+        assert text in ran.stderr, ran.stderr
+
+
+def test_every_recipe_is_run_by_a_test() -> None:
+    assert set(RECIPES) == TESTED

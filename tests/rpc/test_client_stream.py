@@ -1,0 +1,148 @@
+"""The reconnecting progress stream, against a real server that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+import pytest
+from ktrdr.training.v1 import training_pb2, training_service_pb2
+from ktrdr_client import AsyncClient, Client
+from ktrdr_client.progress_stream import ReconnectPolicy
+
+from ktrdr_core.domain.progress import ProgressEvent
+from ktrdr_core.domain.states import TrainingState
+from ktrdr_core.errors import KtrdrError, TrainingNotFoundError, UnavailableError, UnreachableError
+from ktrdr_core.wire.to_proto import state_to_proto
+from tests.kit.fake_backend import HANG, FakeBackend, Step, a_batch, a_log, serving
+
+QUICK = ReconnectPolicy(read_timeout_s=0.3, first_delay_s=0.01, max_delay_s=0.05, give_up_after_s=5.0)
+
+
+async def _collect(backend: FakeBackend, *, after: int = 0, policy: ReconnectPolicy = QUICK) -> list[ProgressEvent]:
+    async with serving(backend) as address, AsyncClient(address, reconnect=policy) as client:
+        return [event async for event in client.stream_progress("t1", after)]
+
+
+def _sequences(events: Sequence[ProgressEvent]) -> list[int]:
+    return [event.sequence for event in events if event.is_durable]
+
+
+async def test_stream_yields_every_event_up_to_the_terminal_one() -> None:
+    backend = FakeBackend(connections=[a_log()])
+    events = await _collect(backend)
+    assert _sequences(events) == list(range(1, 10))
+    assert events[-1].terminal_state is TrainingState.COMPLETED
+    assert events == a_log()
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+async def test_broken_stream_goes_on_after_the_last_sequence_seen(cut: int) -> None:
+    log = a_log()
+    backend = FakeBackend(connections=[[*log[:cut], UnavailableError("restarting")], log[cut:]])
+    assert _sequences(await _collect(backend)) == list(range(1, 10))
+    assert backend.after_sequences == [0, cut]
+
+
+async def test_repeated_events_after_a_reconnection_are_dropped() -> None:
+    log = a_log()
+    backend = FakeBackend(connections=[[*log[:5], UnavailableError("restarting")], log[2:]])
+    assert _sequences(await _collect(backend)) == list(range(1, 10))
+
+
+async def test_stale_batch_events_are_dropped_and_fresh_ones_kept() -> None:
+    log = a_log()
+    backend = FakeBackend(connections=[[*log[:5], a_batch(4, 1, 9), a_batch(5, 2, 1), *log[5:]]])
+    batches = [event for event in await _collect(backend) if not event.is_durable]
+    assert [event.sequence for event in batches] == [5]
+
+
+async def test_silent_connection_is_given_up_by_the_watchdog() -> None:
+    log = a_log()
+    backend = FakeBackend(connections=[[*log[:4], HANG], log[4:]])
+    begun = time.monotonic()
+    assert _sequences(await _collect(backend)) == list(range(1, 10))
+    assert backend.after_sequences == [0, 4]
+    assert 0.3 <= time.monotonic() - begun < 2.0
+
+
+async def test_stream_that_ends_early_without_an_error_is_opened_again() -> None:
+    log = a_log()
+    backend = FakeBackend(connections=[log[:3], [], log[3:]])
+    assert _sequences(await _collect(backend)) == list(range(1, 10))
+    assert backend.after_sequences == [0, 3, 3]
+
+
+async def test_heartbeats_keep_a_quiet_connection_alive() -> None:
+    log = a_log()
+    heartbeats: list[Step] = [training_service_pb2.StreamProgressResponse() for _ in range(5)]
+    backend = FakeBackend(connections=[[*log[:4], *heartbeats, *log[4:]]])
+    assert _sequences(await _collect(backend)) == list(range(1, 10))
+    assert backend.after_sequences == [0]
+
+
+async def test_watching_an_ended_training_from_its_last_sequence_ends_at_once() -> None:
+    ended = training_service_pb2.StreamProgressResponse(
+        training=training_pb2.Training(training_id="t1", state=state_to_proto(TrainingState.COMPLETED), last_sequence=9)
+    )
+    backend = FakeBackend(connections=[[ended]])
+    assert await _collect(backend, after=9) == []
+    assert backend.after_sequences == [9]
+
+
+async def test_answer_that_no_retry_can_help_is_raised_as_its_class() -> None:
+    backend = FakeBackend(connections=[[TrainingNotFoundError("no training t1", metadata={"training_id": "t1"})]])
+    with pytest.raises(TrainingNotFoundError) as caught:
+        await _collect(backend)
+    assert caught.value.metadata == {"training_id": "t1"}
+    assert backend.after_sequences == [0]
+
+
+async def test_stream_gives_up_after_the_limit_and_says_so() -> None:
+    backend = FakeBackend(connections=[[UnavailableError("restarting")]])
+    policy = ReconnectPolicy(read_timeout_s=0.3, first_delay_s=0.01, max_delay_s=0.02, give_up_after_s=0.2)
+    with pytest.raises(UnreachableError, match="nothing was heard of training t1"):
+        await _collect(backend, policy=policy)
+    assert len(backend.after_sequences) > 3
+
+
+async def test_stream_survives_a_restart_of_the_server_on_the_same_port() -> None:
+    log = a_log()
+    problems: list[KtrdrError] = []
+    first = FakeBackend(connections=[[*log[:4], HANG]])
+    async with serving(first) as address:
+        client = AsyncClient(address, reconnect=QUICK)
+        stream = client.stream_progress("t1", on_reconnect=problems.append)
+        seen = [await anext(stream) for _ in range(4)]
+    second = FakeBackend(connections=[log[4:]])
+    async with serving(second, port=int(address.rpartition(":")[2])):
+        seen += [event async for event in stream]
+    await client.close()
+    assert _sequences(seen) == list(range(1, 10))
+    assert second.after_sequences[0] == 4
+    assert problems
+
+
+def test_backoff_doubles_up_to_its_limit_with_jitter() -> None:
+    policy = ReconnectPolicy(first_delay_s=0.1, max_delay_s=1.0)
+    for attempt, full in enumerate([0.1, 0.2, 0.4, 0.8, 1.0, 1.0]):
+        delays = [policy.delay_s(attempt) for _ in range(50)]
+        assert all(full / 2 <= delay <= full for delay in delays)
+    assert policy.delay_s(10_000) <= 1.0
+
+
+async def test_sync_client_streams_and_can_stop_half_way() -> None:
+    import asyncio
+
+    backend = FakeBackend(connections=[[*a_log()[:4], HANG], a_log()])
+    async with serving(backend) as address:
+
+        def use() -> tuple[list[int], list[int]]:
+            with Client(address, reconnect=QUICK) as client:
+                half = _sequences(list(itertools.islice(client.stream_progress("t1"), 3)))
+                return half, _sequences(list(client.stream_progress("t1")))
+
+        half, whole = await asyncio.to_thread(use)
+    assert half == [1, 2, 3]
+    assert whole == list(range(1, 10))
