@@ -1,0 +1,238 @@
+"""One session of the process engine: a worker process, its event pipe, its cancel flag, its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from ktrdr_core.domain.progress import ProgressEvent
+from ktrdr_core.domain.states import TrainingState
+from ktrdr_core.errors import KtrdrError, UnavailableError, WorkerDiedError
+from ktrdr_core.execution.cancel_flag import CancelFlag, Want
+from ktrdr_core.execution.child import ChildProcess, describe_exit
+from ktrdr_core.execution.engine import DEFAULT_CANCEL_REASON, SessionJob, SessionOutcome
+from ktrdr_core.execution.event_pipe import MessageKind, read_messages
+from ktrdr_core.execution.fork_server import process_context
+from ktrdr_core.execution.resources import GpuSampler, ResourceUsage, read_process_usage
+from ktrdr_core.execution.worker import LOG_NAME, Runner, read_outcome, worker_main
+from ktrdr_core.logging import get_logger
+
+KILL_AFTER_S = 0.040
+"""A cancelled worker has this long to end by itself."""
+STOP_LIMIT_S = 30.0
+"""A worker asked for a checkpoint has this long to stop and write it."""
+_MAX_PENDING_EVENTS = 10_000
+_PIPE_BUFFER_BYTES = 64 * 1024
+_PIPE_DRAIN_LIMIT_S = 1.0
+_TAIL_BYTES, _TAIL_LINES, _TAIL_LINE_CHARS = 16 * 1024, 3, 200
+
+
+class ProcessSession:
+    """See `EngineSession`; made by `ProcessEngine.start`, on the event loop it lives on.
+
+    Args:
+        job: What to run.
+        runner: What runs it in the worker.
+        gpu: Samples the GPU's use.
+        log_level: Of the worker's log.
+        stop_limit_s: See STOP_LIMIT_S.
+        on_gone: Called once when the worker is gone, before anyone sees the outcome.
+    """
+
+    def __init__(
+        self,
+        job: SessionJob,
+        *,
+        runner: Runner,
+        gpu: GpuSampler,
+        log_level: str,
+        stop_limit_s: float,
+        on_gone: Callable[[ProcessSession], None],
+    ) -> None:
+        self.job = job
+        self._gpu = gpu
+        self._stop_limit_s = stop_limit_s
+        self._on_gone = on_gone
+        self._flag = CancelFlag()
+        self._cancel_reason = DEFAULT_CANCEL_REASON
+        self._is_kill_due = False
+        self._is_worker_gone = False
+        self._outcome_payload: bytes | None = None
+        self._kill_timer: asyncio.TimerHandle | None = None
+        loop = asyncio.get_running_loop()
+        self._outcome: asyncio.Future[SessionOutcome] = loop.create_future()
+        self._pending: deque[ProgressEvent] = deque()
+        self._has_news = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._are_events_complete = False
+        self._reader, writer = process_context().Pipe(duplex=False)
+        self._child = ChildProcess(
+            worker_main,
+            (job, runner, self._flag, writer, time.monotonic(), log_level),
+            inherited=(writer,),
+            name=f"worker-{job.session_id}",
+        )
+        self._log = get_logger(__name__, {"training_id": job.training_id, "session_id": job.session_id})
+        self._supervision: asyncio.Task[None] | None = None
+        self.launch_error: KtrdrError | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    async def launch(self) -> None:
+        """Start the worker, unless the session was cancelled before; a failure becomes the outcome."""
+        if self._flag.is_raised:
+            self._finish_unstarted(TrainingState.CANCELLED, self._cancel_reason)
+            return
+        try:
+            await asyncio.to_thread(self.job.work_dir.mkdir, parents=True, exist_ok=True)
+            await self._child.start()
+        except (OSError, KtrdrError) as error:
+            self.launch_error = (
+                error
+                if isinstance(error, KtrdrError)
+                else UnavailableError(f"the session's directory {self.job.work_dir} cannot be used: {error}")
+            )
+            self._finish_unstarted(TrainingState.FAILED, str(self.launch_error), self.launch_error.reason)
+            return
+        self._log.info("Worker %d started", self.pid)
+        self._supervision = asyncio.create_task(self._supervise(), name=f"supervise-{self.job.session_id}")
+
+    async def events(self) -> AsyncIterator[ProgressEvent]:
+        while True:
+            while self._pending:
+                yield self._pending.popleft()
+            self._has_room.set()
+            if self._are_events_complete:
+                return
+            self._has_news.clear()
+            await self._has_news.wait()
+
+    async def wait(self) -> SessionOutcome:
+        return await asyncio.shield(self._outcome)
+
+    async def cancel(self, *, save_checkpoint: bool = False, reason: str = DEFAULT_CANCEL_REASON) -> SessionOutcome:
+        self.request_cancel(save_checkpoint=save_checkpoint, reason=reason)
+        return await self.wait()
+
+    def request_cancel(self, *, save_checkpoint: bool = False, reason: str = DEFAULT_CANCEL_REASON) -> None:
+        """Raise the flag and set the kill timer, without waiting for the end."""
+        if self._outcome.done():
+            return
+        if not save_checkpoint and self._flag.want is not Want.CANCEL:
+            self._want(Want.CANCEL, reason, limit_s=KILL_AFTER_S)
+        elif self._flag.want is Want.GO_ON:
+            self._want(Want.STOP_WITH_CHECKPOINT, reason, limit_s=self._stop_limit_s)
+
+    def resource_usage(self) -> ResourceUsage | None:
+        if not self.pid or self._outcome.done():
+            return None
+        usage = read_process_usage(self.pid)
+        return None if usage is None else self._gpu.add_to(usage, self.pid)
+
+    def _want(self, want: Want, reason: str, *, limit_s: float) -> None:
+        self._flag.want = want
+        self._cancel_reason = reason
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_timer = asyncio.get_running_loop().call_later(limit_s, self._kill)
+        self._log.info("Worker %d is asked to end: %s", self.pid, want.name)
+
+    def _kill(self) -> None:
+        self._is_kill_due = True
+        self._child.kill()
+
+    async def _supervise(self) -> None:
+        """Follow the worker to its end."""
+        pump = asyncio.create_task(self._pump(), name=f"pump-{self.job.session_id}")
+        exit_code = await self._child.wait_gone()
+        # What the worker wrote is still in the pipe and is taken whether or not anyone reads events. A process that
+        # left the group could hold the pipe open for ever, so its end is waited for with a limit.
+        self._is_worker_gone = True
+        self._has_room.set()
+        done, _ = await asyncio.wait([pump], timeout=_PIPE_DRAIN_LIMIT_S)
+        if not done:
+            pump.cancel()
+            await asyncio.wait([pump])
+        self._finish(await self._decide(exit_code))
+
+    async def _pump(self) -> None:
+        """Move messages from the pipe to the reader of events, keeping only the newest of batch events in a row."""
+        reader = asyncio.StreamReader(limit=_PIPE_BUFFER_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), self._reader
+        )
+        try:
+            async for kind, payload in read_messages(reader):
+                if kind is MessageKind.OUTCOME:
+                    self._outcome_payload = payload
+                    continue
+                await self._has_room.wait()
+                event = ProgressEvent.from_json(payload)
+                if not event.is_durable and self._pending and not self._pending[-1].is_durable:
+                    self._pending.pop()
+                self._pending.append(event)
+                self._has_news.set()
+                if len(self._pending) >= _MAX_PENDING_EVENTS and not self._is_worker_gone:
+                    self._has_room.clear()
+        finally:
+            transport.close()
+
+    async def _decide(self, exit_code: int) -> SessionOutcome:
+        told = None if self._outcome_payload is None else read_outcome(self._outcome_payload, self.job)
+        if told is not None and told.state is TrainingState.UPLOADING:
+            return told
+        if self._flag.want is Want.CANCEL:
+            return SessionOutcome(state=TrainingState.CANCELLED, message=self._cancel_reason)
+        if told is not None:
+            return told
+        if self._is_kill_due:
+            return SessionOutcome(
+                state=TrainingState.CANCELLED,
+                message=f"{self._cancel_reason}; the worker did not stop within {self._stop_limit_s:g} s and was "
+                "killed, so there is no checkpoint",
+            )
+        log_path = self.job.work_dir / LOG_NAME
+        tail = await asyncio.to_thread(_read_tail, log_path)
+        message = f"the worker process died ({describe_exit(exit_code)}) before it gave a result; see {log_path}"
+        if tail:
+            message += f", which ends: {tail}"
+        return SessionOutcome(state=TrainingState.FAILED, message=message, error_reason=WorkerDiedError.reason)
+
+    def _finish_unstarted(self, state: TrainingState, message: str, error_reason: str = "") -> None:
+        self._child.abandon()
+        self._reader.close()
+        self._finish(SessionOutcome(state=state, message=message, error_reason=error_reason))
+
+    def _finish(self, outcome: SessionOutcome) -> None:
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._log.info("Session ended %s: %s", outcome.state, outcome.message)
+        self._on_gone(self)
+        self._outcome.set_result(outcome)
+        self._are_events_complete = True
+        self._has_news.set()
+
+
+def _read_tail(path: Path) -> str:
+    """Return the telling last lines of a log, joined by " | "; "" if there are none."""
+    try:
+        with path.open("rb") as log_file:
+            log_file.seek(0, os.SEEK_END)
+            log_file.seek(max(0, log_file.tell() - _TAIL_BYTES))
+            text = log_file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip()[:_TAIL_LINE_CHARS] for line in text.splitlines() if line.strip()]
+    for index, line in enumerate(lines):
+        # After a crash in C code faulthandler dumps every thread's stack below this line.
+        if line.startswith("Fatal Python error"):
+            lines = lines[: index + 1]
+            break
+    return " | ".join(lines[-_TAIL_LINES:])

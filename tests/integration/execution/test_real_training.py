@@ -1,0 +1,102 @@
+"""The process engine with real trainings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ktrdr_core.data.bar_store import DirectoryBarStore
+from ktrdr_core.domain.progress import EpochDetail, StepDetail, TrainingStep
+from ktrdr_core.domain.spec import TrainingSpec
+from ktrdr_core.domain.states import TrainingState
+from ktrdr_core.execution.engine import EngineSession, SessionJob
+from ktrdr_core.execution.process_engine import ProcessEngine
+from ktrdr_core.execution.process_group import has_live_member
+from ktrdr_core.storage.artifact import artifact_digest
+from ktrdr_core.storage.staging import StagedStorage
+from ktrdr_core.training.checkpoint import load_checkpoint
+from ktrdr_core.training.run_job import run_training
+from tests.kit.builders import REPOSITORY, strategy_text
+
+BARS_DIR = REPOSITORY / "data"
+
+
+def build_job(directory: Path, **spec: int) -> SessionJob:
+    return SessionJob(
+        session_id="real",
+        training_id="real",
+        attempt=1,
+        spec=TrainingSpec(strategy_yaml=strategy_text(), **spec),  # type: ignore[arg-type]
+        work_dir=directory / "real",
+        bars_dir=BARS_DIR,
+    )
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ProcessEngine]:
+    engine = ProcessEngine(1)
+    yield engine
+    await engine.close()
+
+
+async def wait_for_epoch(session: EngineSession) -> None:
+    async for event in session.events():
+        if isinstance(event.detail, EpochDetail):
+            return
+    raise AssertionError(f"no epoch was seen: {await session.wait()}")
+
+
+async def test_a_worker_makes_the_same_artifact_as_a_library_call(engine: ProcessEngine, tmp_path: Path) -> None:
+    job = build_job(tmp_path, epochs=2)
+    session = await engine.start(job)
+    events = [event async for event in session.events()]
+    outcome = await session.wait()
+    assert outcome.state is TrainingState.UPLOADING, outcome
+    assert [event.detail.step for event in events if isinstance(event.detail, StepDetail)] == list(TrainingStep)
+    epochs = [event.detail for event in events if isinstance(event.detail, EpochDetail)]
+    assert [detail.epoch for detail in epochs] == [1, 2]
+    assert all(detail.rows_per_second > 0 for detail in epochs)
+
+    result = run_training(
+        job.spec, bar_store=DirectoryBarStore(BARS_DIR), model_storage=StagedStorage(tmp_path / "library")
+    )
+    assert outcome.result is not None
+    assert outcome.artifact_path is not None
+    assert outcome.result["artifact_digest"] == result["artifact_digest"] == artifact_digest(outcome.artifact_path)
+    assert outcome.result["test_metrics"] == result["test_metrics"]
+    assert outcome.result["feature_importance"] == result["feature_importance"]
+
+
+async def test_a_stopped_training_leaves_a_checkpoint_that_loads(engine: ProcessEngine, tmp_path: Path) -> None:
+    session = await engine.start(build_job(tmp_path, epochs=1000))
+    await wait_for_epoch(session)
+    outcome = await session.cancel(save_checkpoint=True)
+    assert outcome.state is TrainingState.STOPPED, outcome
+    assert load_checkpoint(Path(outcome.checkpoint_path))
+    assert not has_live_member(session.pid)
+
+
+async def test_a_cancelled_training_leaves_no_artifact(engine: ProcessEngine, tmp_path: Path) -> None:
+    session = await engine.start(build_job(tmp_path, epochs=1000))
+    await wait_for_epoch(session)
+    outcome = await session.cancel()
+    assert outcome.state is TrainingState.CANCELLED
+    assert not has_live_member(session.pid)
+    assert not (session.job.work_dir / "artifact").exists()
+
+
+async def test_bad_bars_fail_the_session_with_their_reason(engine: ProcessEngine, tmp_path: Path) -> None:
+    job = build_job(tmp_path)
+    empty = SessionJob(
+        session_id="no-bars",
+        training_id="no-bars",
+        attempt=1,
+        spec=job.spec,
+        work_dir=tmp_path / "no-bars",
+        bars_dir=tmp_path / "nowhere",
+    )
+    outcome = await (await engine.start(empty)).wait()
+    assert (outcome.state, outcome.error_reason) == (TrainingState.FAILED, "SERIES_NOT_FOUND")
+    assert "EURUSD" in outcome.message
