@@ -16,7 +16,7 @@ from ktrdr.models.v1 import model_service_pb2
 from ktrdr.trainer.v1 import trainer_service_pb2
 from ktrdr.training.v1 import training_service_pb2
 from ktrdr_client import AsyncClient, AsyncTrainerClient, Client, TrainerClient, TrainingSpec, TrainingState
-from ktrdr_client.upload_messages import UploadPlan, main, upload_messages
+from ktrdr_client.upload_messages import main
 
 from ktrdr_core.errors import (
     FieldViolation,
@@ -28,6 +28,7 @@ from ktrdr_core.errors import (
     UnreachableError,
 )
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, decode_chunk
+from ktrdr_core.rpc.upload import UploadPlan, upload_messages
 from tests.kit.fake_backend import FakeBackend, serving
 
 SPEC = TrainingSpec(strategy_yaml="name: fake\n", epochs=3, symbols=("EURUSD",))

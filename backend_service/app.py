@@ -1,0 +1,269 @@
+"""The composition root of the backend: builds every object once, starts them, stops them in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from importlib import metadata
+from typing import Any
+
+import grpc.aio
+from ktrdr.data.v1 import market_data_service_pb2_grpc
+from ktrdr.models.v1 import model_service_pb2_grpc
+from ktrdr.trainer.v1 import trainer_registry_service_pb2_grpc
+from ktrdr.training.v1 import training_service_pb2_grpc
+from pydantic import ValidationError
+
+from backend_service.activity import Activity
+from backend_service.admission import Admission
+from backend_service.configuration import Configuration
+from backend_service.directory_lock import DirectoryLock
+from backend_service.operations.sql_store import SqlOperationsStore
+from backend_service.operations.trainings import Trainings
+from backend_service.orchestration.dispatcher import Dispatcher
+from backend_service.orchestration.host import HostRunner
+from backend_service.orchestration.local import LocalTrainingOrchestrator
+from backend_service.orchestration.reconciler import reconcile
+from backend_service.orchestration.selector import ExecutionModeSelector
+from backend_service.orchestration.trainers import Trainers
+from backend_service.progress_relay import ProgressRelay
+from backend_service.publisher import Publisher
+from backend_service.servicers.models import ModelServicer
+from backend_service.servicers.not_built import MarketDataServicer, TrainerRegistryServicer
+from backend_service.servicers.training import TrainingServicer
+from backend_service.settings import BackendSettings
+from backend_service.strategies import Strategies
+from backend_service.uploads import UploadReceiver
+from ktrdr_core.data.bar_store import DirectoryBarStore
+from ktrdr_core.errors import KtrdrError
+from ktrdr_core.execution.devices import probe_devices
+from ktrdr_core.execution.engine import ExecutionEngine
+from ktrdr_core.execution.fork_server import is_training_available
+from ktrdr_core.execution.process_engine import ProcessEngine
+from ktrdr_core.logging import configure_logging, get_logger
+from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
+from ktrdr_core.storage.model_storage import ModelStorage
+
+SERVICE_NAMES = (
+    "ktrdr.training.v1.TrainingService",
+    "ktrdr.models.v1.ModelService",
+    "ktrdr.data.v1.MarketDataService",
+    "ktrdr.trainer.v1.TrainerRegistryService",
+)
+STOP_GRACE_S = 1.5  # a heartbeat, in which every stream notices
+_log = get_logger(__name__)
+
+
+class BackendApp:
+    """One backend: `start`, `stop`.
+
+    Args:
+        settings: What the environment and the flags say.
+        engine: Executes local trainings; None is a process engine with the settings' slots.
+        has_torch: Whether this machine can make the .pt files of a model; None looks.
+    """
+
+    def __init__(
+        self, settings: BackendSettings, *, engine: ExecutionEngine | None = None, has_torch: bool | None = None
+    ) -> None:
+        self.settings = settings
+        self._has_torch = is_training_available() is None if has_torch is None else has_torch
+        self.port = 0
+        self._given_engine = engine
+        self._cleanup = AsyncExitStack()
+        self._hurry = asyncio.Event()
+        self._server: grpc.aio.Server | None = None
+        self._health: HealthServicer | None = None
+        self._admission: Admission | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._relay: ProgressRelay | None = None
+        self._activity: Activity | None = None
+
+    async def start(self) -> int:
+        """Bring back what an earlier run left, serve, and return the port.
+
+        Raises:
+            IllegalStateError: Another backend uses the data directory, or a newer one wrote it.
+            UnavailableError: The address is taken.
+        """
+        try:
+            return await self._start()
+        except BaseException:
+            await self._cleanup.aclose()
+            raise
+
+    async def wait_idle(self) -> None:
+        """Return once nothing was wanted for `exit_when_idle_s`; never without that setting."""
+        if self.settings.exit_when_idle_s is None or self._activity is None:
+            await asyncio.Event().wait()
+        else:
+            await self._activity.wait_idle(self.settings.exit_when_idle_s)
+
+    def hurry(self) -> None:
+        """Make a `stop` that waits end local trainings now."""
+        self._hurry.set()
+
+    async def stop(self) -> None:
+        """Take nothing new, let local trainings end for a while, then end everything.
+
+        Queued trainings stay queued, those on trainers go on; the next start picks both up.
+        """
+        if self._health is not None:
+            await self._health.enter_graceful_shutdown()
+        if self._admission is not None:
+            self._admission.start_draining()
+        if self._dispatcher is not None:
+            await self._dispatcher.drain(self.settings.drain_s, self._hurry)
+        if self._relay is not None:
+            self._relay.stop()
+        if self._server is not None:
+            await self._server.stop(0 if self._hurry.is_set() else STOP_GRACE_S)
+        await self._cleanup.aclose()
+
+    async def _start(self) -> int:
+        settings = self.settings
+        lock = DirectoryLock(settings.data_dir)
+        lock.acquire()
+        self._cleanup.callback(lock.release)
+        store = await SqlOperationsStore.open(settings.database_path)
+        self._cleanup.push_async_callback(store.close)
+        trainers = Trainers(settings.trainers, health_timeout_s=settings.health_timeout_s)
+        self._cleanup.push_async_callback(trainers.close)
+        engine = self._open_engine()
+        if engine is not None:
+            self._cleanup.push_async_callback(engine.close)
+
+        storage = ModelStorage(settings.models_dir)
+        publisher = Publisher(storage, has_torch=self._has_torch)
+        trainings = Trainings(store, max_queued=settings.max_queued, sessions_dir=settings.sessions_dir)
+        selector = ExecutionModeSelector(
+            str(settings.initial_mode),
+            trainers=trainers,
+            can_train_locally=engine is not None,
+            count_local_gpus=_count_gpus,
+        )
+        local = (
+            None
+            if engine is None
+            else LocalTrainingOrchestrator(
+                engine, publisher, sessions_dir=settings.sessions_dir, bars_dir=settings.bars_dir
+            )
+        )
+        host = HostRunner(
+            trainers, publisher, upload_target=self._upload_target, trainer_lost_s=settings.trainer_lost_s
+        )
+        dispatcher = Dispatcher(trainings, selector, local=local, host=host)
+        admission = Admission(trainings, dispatcher, selector, DirectoryBarStore(settings.bars_dir))
+        relay = ProgressRelay(trainings)
+        strategies = Strategies(settings.strategies_dir, store=store, storage=storage)
+        uploads = UploadReceiver(
+            settings.uploads_dir, trainings=trainings, publisher=publisher, max_size_bytes=settings.max_upload_bytes
+        )
+        self._cleanup.push_async_callback(uploads.close)
+        configuration = Configuration(
+            store=store,
+            selector=selector,
+            version=metadata.version("ktrdr"),
+            models_dir=settings.models_dir,
+            bars_dir=settings.bars_dir,
+            strategies_dir=settings.strategies_dir,
+            trainers=settings.trainers,
+            local_slots=engine.num_slots if engine is not None else 0,
+        )
+
+        activity = Activity(is_busy=lambda: bool(trainings.active))
+        server = create_server(activity)
+        training_service_pb2_grpc.add_TrainingServiceServicer_to_server(
+            TrainingServicer(
+                admission=admission,
+                trainings=trainings,
+                dispatcher=dispatcher,
+                relay=relay,
+                configuration=configuration,
+                trainers=trainers,
+                strategies=strategies,
+            ),
+            server,
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(storage=storage, uploads=uploads), server
+        )
+        market_data_service_pb2_grpc.add_MarketDataServiceServicer_to_server(MarketDataServicer(), server)
+        trainer_registry_service_pb2_grpc.add_TrainerRegistryServiceServicer_to_server(
+            TrainerRegistryServicer(), server
+        )
+        health = add_health_and_reflection(server, SERVICE_NAMES)
+        self.port = bind(server, f"{settings.host}:{settings.port}")
+
+        await configuration.restore()
+        await uploads.remove_stale()
+        await reconcile(trainings, dispatcher, publisher)
+        await server.start()
+        self._server, self._health = server, health
+        self._admission, self._dispatcher, self._relay, self._activity = admission, dispatcher, relay, activity
+        _log.info("serving on %s:%d, data in %s", settings.host, self.port, settings.data_dir)
+        return self.port
+
+    def _open_engine(self) -> ExecutionEngine | None:
+        if self._given_engine is not None:
+            return self._given_engine
+        reason = is_training_available()
+        if reason is not None or self.settings.slots == 0:
+            _log.info("no local training: %s", reason or "it has no slots")
+            return None
+        return ProcessEngine(self.settings.slots, log_level=self.settings.log_level)
+
+    def _upload_target(self) -> str:
+        return self.settings.advertise_address or f"{self.settings.host}:{self.port}"
+
+
+async def serve(settings: BackendSettings) -> None:
+    """Serve until SIGTERM, SIGINT or idleness, then drain; a second signal ends local trainings at once."""
+    app = BackendApp(settings)
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            app.hurry()
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    port = await app.start()
+    sys.stdout.write(f"ktrdr-backend listening on {settings.host}:{port}\n")
+    sys.stdout.flush()
+    endings = [asyncio.create_task(stopping.wait()), asyncio.create_task(app.wait_idle())]
+    try:
+        await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        stopping.set()
+        _log.info("draining for up to %g s; a second signal ends local trainings at once", settings.drain_s)
+    finally:
+        for ending in endings:
+            ending.cancel()
+        await app.stop()
+
+
+def run(flags: Mapping[str, Any]) -> int:
+    """Run the backend with these flags; return the exit code."""
+    try:
+        settings = BackendSettings(**flags)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(map(str, problem["loc"]))
+            sys.stderr.write(f"ktrdr-backend: {name}: {problem['msg']}, was {problem['input']!r}\n")
+        return 2
+    configure_logging(settings.log_level, service="ktrdr-backend")
+    try:
+        asyncio.run(serve(settings))
+    except KtrdrError as error:
+        sys.stderr.write(f"ktrdr-backend: {error.message}\n")
+        return 3
+    return 0
+
+
+async def _count_gpus() -> int:
+    return sum(device.is_gpu for device in await probe_devices())

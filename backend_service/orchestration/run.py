@@ -1,0 +1,57 @@
+"""One training on its way through a place: what the dispatcher, the place and a cancel share."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from backend_service.operations.training_record import TrainingRecord
+
+DEFAULT_CANCEL_REASON = "Cancelled on request"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelOrder:
+    """How to end a run.
+
+    Attributes:
+        save_checkpoint: Stop at the next batch and keep a checkpoint.
+        reason: One sentence for the record.
+        is_drain: The backend stops; the training ends FAILED, not CANCELLED.
+    """
+
+    save_checkpoint: bool = False
+    reason: str = DEFAULT_CANCEL_REASON
+    is_drain: bool = False
+
+
+class Run:
+    """A training being placed, executed or followed.
+
+    `is_placed` is False while it only waits: then it can be dropped without asking anyone. A place sets it, without
+    awaiting in between, before it starts anything.
+    """
+
+    def __init__(self, record: TrainingRecord) -> None:
+        self.record = record
+        self.is_placed = False
+        self.task: asyncio.Task[None] | None = None
+        self._order: CancelOrder | None = None
+        self._ordered = asyncio.Event()
+
+    @property
+    def order(self) -> CancelOrder | None:
+        return self._order
+
+    def cancel(self, order: CancelOrder) -> None:
+        """Ask the place to end the training; a kill overtakes a stop, nothing else replaces the first order."""
+        if self._order is None or (self._order.save_checkpoint and not order.save_checkpoint):
+            self._order = order
+            self._ordered.set()
+
+    async def next_order(self, after: CancelOrder | None = None) -> CancelOrder:
+        """Return the order once there is one other than `after`."""
+        while self._order is None or self._order is after:
+            self._ordered.clear()
+            await self._ordered.wait()
+        return self._order

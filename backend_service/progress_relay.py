@@ -1,0 +1,64 @@
+"""Progress of a training to one watcher: a cursor in its log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from backend_service.operations.training_record import TrainingSnapshot
+from backend_service.operations.trainings import Trainings
+from ktrdr_core.domain.progress import ProgressEvent
+from ktrdr_core.errors import DrainingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressUpdate:
+    """What a watcher gets at once: events, oldest first, and the training in the first and in the last update."""
+
+    events: tuple[ProgressEvent, ...] = ()
+    snapshot: TrainingSnapshot | None = None
+
+
+class ProgressRelay:
+    """Lets any number of watchers follow trainings.
+
+    Args:
+        trainings: Where logs are found.
+        heartbeat_s: Quiet time after which an empty update comes.
+    """
+
+    def __init__(self, trainings: Trainings, *, heartbeat_s: float = 1.0) -> None:
+        self._trainings = trainings
+        self._heartbeat_s = heartbeat_s
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """End every stream within a heartbeat, so that watchers reconnect elsewhere or later."""
+        self._is_stopping = True
+
+    async def watch(self, training_id: str, after_sequence: int) -> AsyncGenerator[ProgressUpdate]:
+        """Yield the training now, every durable event after `after_sequence`, batches and heartbeats as they come,
+        and last the terminal event with the training as it ended.
+
+        Raises:
+            TrainingNotFoundError: There is no such training.
+            InvalidInputError: `after_sequence` is above the last sequence.
+            DrainingError: The backend stops; reconnect.
+        """
+        log = await self._trainings.open_log(training_id)
+        batches = cast(
+            AsyncGenerator[list[ProgressEvent]], log.watch(after_sequence, heartbeat_s=self._heartbeat_s)
+        )  # a generator, so that it can be closed
+        yield ProgressUpdate(snapshot=await self._trainings.snapshot(training_id))
+        is_told = False
+        async with aclosing(batches):
+            async for events in batches:
+                if self._is_stopping and not log.is_closed:
+                    raise DrainingError("the backend is stopping; reconnect with the last sequence you saw")
+                is_told = bool(events) and events[-1].terminal_state is not None
+                snapshot = await self._trainings.snapshot(training_id) if is_told else None
+                yield ProgressUpdate(events=tuple(events), snapshot=snapshot)
+        if not is_told:  # the watcher had seen everything already
+            yield ProgressUpdate(snapshot=await self._trainings.snapshot(training_id))

@@ -1,0 +1,112 @@
+"""The backend's environment: read once, here, and validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ktrdr_core.domain.spec import ExecutionMode
+
+DEFAULT_DATA_DIR = Path("~/.local/share/ktrdr")
+
+
+class BackendSettings(BaseSettings):
+    """What a backend is started with; each field is also the variable KTRDR_<FIELD>.
+
+    Attributes:
+        host, port: Where it listens; port 0 picks a free one.
+        advertise_address: host:port under which trainers reach it, for uploads; "" means where it listens.
+        data_dir: Its state: operations.db, models/, uploads/, sessions/.
+        bars_dir: Bars, `<SYMBOL>_<timeframe>.csv` or `.parquet`.
+        strategies_dir: Strategies that requests may name.
+        trainers: Addresses of trainers, comma-separated; also TRAINING_HOST_SERVICE_URL.
+        default_mode: Mode of trainings that name none, until UpdateConfig changes it; also TRAINING_DEFAULT_MODE.
+        use_training_host_service: Makes "host" the default mode where none is given; also USE_TRAINING_HOST_SERVICE.
+        slots: Trainings this machine runs at once.
+        max_queued: Trainings that may wait for a place.
+        max_upload_bytes: Largest artifact that is accepted.
+        health_timeout_s: Limit of a trainer's health check.
+        trainer_lost_s: Silence after which a trainer's training fails.
+        drain_s: Time local trainings get to end after SIGTERM.
+        exit_when_idle_s: End after this long without training and RPC; None never does.
+        log_level: Least level of the log on stderr.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="KTRDR_", frozen=True, populate_by_name=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+    advertise_address: str = ""
+    data_dir: Path = DEFAULT_DATA_DIR
+    bars_dir: Path = Path("data")
+    strategies_dir: Path = Path("strategies")
+    trainers: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), validation_alias=AliasChoices("KTRDR_TRAINERS", "TRAINING_HOST_SERVICE_URL")
+    )
+    default_mode: ExecutionMode | None = Field(
+        default=None, validation_alias=AliasChoices("KTRDR_DEFAULT_MODE", "TRAINING_DEFAULT_MODE")
+    )
+    use_training_host_service: bool = Field(
+        default=False, validation_alias=AliasChoices("KTRDR_USE_TRAINING_HOST_SERVICE", "USE_TRAINING_HOST_SERVICE")
+    )
+    slots: int = Field(default=1, ge=0)
+    max_queued: int = Field(default=10_000, ge=1)
+    max_upload_bytes: int = Field(default=8 << 30, ge=1)
+    health_timeout_s: float = Field(default=2.0, gt=0)
+    trainer_lost_s: float = Field(default=10.0, gt=0)
+    drain_s: float = Field(default=10.0, ge=0)
+    exit_when_idle_s: float | None = Field(default=None, gt=0)
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
+
+    @field_validator("trainers", mode="before")
+    @classmethod
+    def _split_addresses(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        addresses = [part.strip().removeprefix("http://").removeprefix("grpc://").rstrip("/") for part in parts]
+        return tuple(dict.fromkeys(address for address in addresses if address))
+
+    @field_validator("trainers")
+    @classmethod
+    def _check_addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise ValueError(f"a trainer is given as host:port, was {address!r}")
+        return addresses
+
+    @field_validator("default_mode", mode="before")
+    @classmethod
+    def _lower_mode(cls, value: Any) -> Any:
+        return value.strip().lower() or None if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _expand_paths(self) -> BackendSettings:
+        for name in ("data_dir", "bars_dir", "strategies_dir"):
+            object.__setattr__(self, name, Path(getattr(self, name)).expanduser().absolute())
+        return self
+
+    @property
+    def initial_mode(self) -> ExecutionMode:
+        """Default mode before any UpdateConfig."""
+        if self.default_mode is not None:
+            return self.default_mode
+        return ExecutionMode.HOST if self.use_training_host_service else ExecutionMode.AUTO
+
+    @property
+    def database_path(self) -> Path:
+        return self.data_dir / "operations.db"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def uploads_dir(self) -> Path:
+        return self.data_dir / "uploads"
+
+    @property
+    def sessions_dir(self) -> Path:
+        return self.data_dir / "sessions"
