@@ -7,9 +7,8 @@ raised, and the artifact stays.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -23,20 +22,18 @@ from ktrdr_core.errors import (
     KtrdrError,
     NotBuiltError,
     NotFoundError,
-    UnavailableError,
     WriteConflictError,
 )
 from ktrdr_core.logging import get_logger
-from ktrdr_core.rpc.channel import open_channel, open_sync_channel
+from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
-from ktrdr_core.rpc.upload import UploadPlan, upload_messages
+from ktrdr_core.rpc.send_upload import IDLE_TIMEOUT_S, SendProgress, send_upload
+from ktrdr_core.rpc.upload import UploadPlan
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
 WARN_AFTER_FAILURES = 3
 UPLOAD_RETRY = "UPLOAD_RETRY"
 
-_IDLE_TIMEOUT_S = 30.0
-_COMMIT_TIMEOUT_S = 300.0
 _QUERY_TIMEOUT_S = 10.0
 _LAST_QUERY_TIMEOUT_S = 2.0
 _LINGER_S = 60.0
@@ -75,7 +72,7 @@ class Upload:
         target: Callable[[], str],
         warn: WarningCallback,
         retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
-        idle_timeout_s: float = _IDLE_TIMEOUT_S,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
         is_resumed: bool = False,
     ) -> None:
         self._directory = directory
@@ -86,7 +83,7 @@ class Upload:
         self._retry_delays_s = retry_delays_s
         self._idle_timeout_s = idle_timeout_s
         self._plan: UploadPlan | None = None
-        self._has_sent_all = False
+        self._progress = SendProgress()
         self._broken_at = time.monotonic() if is_resumed else None
 
     async def run(self) -> model_pb2.Model:
@@ -125,7 +122,7 @@ class Upload:
 
         Asked after `run` was cancelled: only an upload that had sent everything can have been published.
         """
-        if self._plan is None or not self._has_sent_all:
+        if self._plan is None or not self._progress.has_sent_all:
             return False
         async with open_channel(self._target()) as channel:
             stub: model_service_pb2_grpc.ModelServiceAsyncStub = _stub(channel)
@@ -148,7 +145,13 @@ class Upload:
             stub: model_service_pb2_grpc.ModelServiceAsyncStub = _stub(channel)
             try:
                 write_offset = await _committed_size_bytes(stub, self._plan)
-                return await self._send(self._plan, write_offset)
+                return await send_upload(
+                    self._target(),
+                    self._plan,
+                    write_offset,
+                    idle_timeout_s=self._idle_timeout_s,
+                    progress=self._progress,
+                )
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
             except OSError as error:
@@ -164,66 +167,6 @@ class Upload:
 
     def _unreadable(self, error: OSError) -> KtrdrError:
         return IllegalStateError(f"the artifact in {self._directory} cannot be read: {error}; train again")
-
-    async def _send(self, plan: UploadPlan, write_offset: int) -> model_pb2.Model:
-        """Stream the artifact on gRPC's threads, which read, compress and write; the loop only watches."""
-        loop = asyncio.get_running_loop()
-        stream = _Stream(upload_messages(plan, write_offset=write_offset), loop.time)
-        is_over = asyncio.Event()
-        with open_sync_channel(self._target()) as channel:
-            call = model_service_pb2_grpc.ModelServiceStub(channel).UploadModel.future(stream)
-
-            def announce_end(_: object) -> None:
-                loop.call_soon_threadsafe(is_over.set)
-
-            call.add_done_callback(announce_end)
-            try:
-                await self._watch(stream, is_over)
-            finally:
-                self._has_sent_all = self._has_sent_all or stream.is_exhausted
-                stream.is_stopped = True
-                call.cancel()  # nothing, if it has ended
-                await is_over.wait()
-            if stream.error is not None:
-                raise stream.error
-            response: model_service_pb2.UploadModelResponse = call.result()
-            return response.model
-
-    async def _watch(self, stream: _Stream, is_over: asyncio.Event) -> None:
-        loop = asyncio.get_running_loop()
-        while not is_over.is_set():
-            limit_s = _COMMIT_TIMEOUT_S if stream.is_exhausted else self._idle_timeout_s
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(stream.taken_at + limit_s):
-                    await is_over.wait()
-            if not is_over.is_set() and loop.time() >= stream.taken_at + limit_s:
-                what = "did not confirm the upload" if stream.is_exhausted else "took no bytes"
-                raise UnavailableError(f"the other side {what} for {limit_s:g} s")
-
-
-class _Stream(Iterator[model_service_pb2.UploadModelRequest]):
-    """The messages of one try, with what its watcher wants to know of them."""
-
-    def __init__(self, messages: Iterator[model_service_pb2.UploadModelRequest], clock: Callable[[], float]) -> None:
-        self._messages = messages
-        self._clock = clock
-        self.taken_at = clock()
-        self.is_exhausted = False
-        self.is_stopped = False
-        self.error: OSError | KtrdrError | None = None
-
-    def __next__(self) -> model_service_pb2.UploadModelRequest:
-        self.taken_at = self._clock()
-        if self.is_stopped:
-            raise StopIteration
-        try:
-            return next(self._messages)
-        except StopIteration:
-            self.is_exhausted = True
-            raise
-        except (OSError, KtrdrError) as error:
-            self.error = error
-            raise
 
 
 async def _committed_size_bytes(stub: model_service_pb2_grpc.ModelServiceAsyncStub, plan: UploadPlan) -> int:

@@ -25,7 +25,6 @@ from ktrdr_client.types import (
     Training,
     UploadStatus,
 )
-from ktrdr_client.upload_messages import UploadPlan, upload_messages
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
@@ -33,6 +32,8 @@ from ktrdr_core.errors import CorruptDataError, KtrdrError, UnavailableError, Up
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.chunks import decode_chunk
 from ktrdr_core.rpc.errors import from_rpc_error
+from ktrdr_core.rpc.send_upload import send_upload
+from ktrdr_core.rpc.upload import UploadPlan
 from ktrdr_core.wire.to_proto import mode_to_proto, spec_to_proto, state_to_proto
 
 _PAGE_SIZE = 200
@@ -281,13 +282,10 @@ class AsyncClient:
         offset = 0
         for delay_s in (*_UPLOAD_DELAYS_S, None):
             try:
-                response = await self._models.UploadModel(upload_messages(plan, write_offset=offset))
-            except grpc.RpcError as error:
-                problem = from_rpc_error(error)
-                if delay_s is None or not isinstance(problem, UnavailableError | CorruptDataError):
-                    raise problem from None
-            else:
-                return decode.model(response.model)
+                return decode.model(await send_upload(self.address, plan, offset))
+            except (UnavailableError, CorruptDataError):
+                if delay_s is None:
+                    raise
             await asyncio.sleep(delay_s)
             try:
                 offset = (await self.query_upload(training_id, attempt, plan.sha256)).committed_size_bytes

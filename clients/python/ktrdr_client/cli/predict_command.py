@@ -81,7 +81,7 @@ async def predict(
         [
             (
                 time_text(int(predictions.times[row])),
-                CLASS_NAMES[int(predictions.classes[row])],
+                CLASS_NAMES[int(predictions.decisions[row])],
                 *(f"{float(each):.3f}" for each in predictions.probabilities[row]),
             )
             for row in rows
@@ -97,7 +97,7 @@ def _write_json(session: CliSession, predictions: Predictions, rows: list[int]) 
     for row in rows:
         values = {
             "time": time_text(int(predictions.times[row])),
-            "decision": CLASS_NAMES[int(predictions.classes[row])],
+            "decision": CLASS_NAMES[int(predictions.decisions[row])],
             "probabilities": {
                 name: float(each) for name, each in zip(CLASS_NAMES, predictions.probabilities[row], strict=True)
             },
