@@ -1,0 +1,24 @@
+"""The client and both services load where torch is not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ktrdr_client.__main__",
+        "ktrdr_client",
+        "backend_service.app",
+        "trainer_service.app",
+        "ktrdr_core.training.preflight",
+    ],
+)
+def test_module_loads_without_torch(module: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
