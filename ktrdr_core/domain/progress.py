@@ -75,7 +75,7 @@ def overall_fraction(step: TrainingStep, step_fraction: float) -> float:
     """Return the overall fraction in [0, 1] at `step_fraction` in [0, 1] of `step`; monotone in both."""
     start = STEP_STARTS[step]
     end = STEP_STARTS[TrainingStep(step + 1)] if step < NUM_STEPS else 1.0
-    return start + (end - start) * min(max(step_fraction, 0.0), 1.0)
+    return min(start + (end - start) * min(max(step_fraction, 0.0), 1.0), end)  # rounding may pass the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,13 @@ from ktrdr_core.errors import InvalidResultError
 
 
 class TrainingMetrics(TypedDict):
-    """Metrics of the last epoch; losses are means per row, accuracies in [0, 1]."""
+    """Metrics of `best_epoch`, whose weights are the model's; losses are means per row, accuracies in [0, 1].
+
+    `epochs` is how many were done.
+    """
 
     epochs: int
+    best_epoch: int
     train_loss: float
     train_accuracy: float
     val_loss: float

@@ -61,7 +61,7 @@ class ModelArtifact:
     Attributes:
         tensors: Weights by name.
         config: `TrainingResult.config`; `model_config.network` is the architecture, the strategy is whole.
-        metrics: `training_metrics`, `test_metrics`, `history`, `best_epoch`.
+        metrics: `training_metrics`, `test_metrics`, `history`.
         features: `feature_names`, `feature_importance`, `scaler`.
         metadata: `model_id`, `TrainingResult.metadata`'s keys, `warnings`, `environment`.
     """

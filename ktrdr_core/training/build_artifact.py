@@ -70,13 +70,14 @@ def build_artifact(
     start_time: datetime,
 ) -> ModelArtifact:
     """Return the artifact of a finished training; what differs between equal executions is in `metadata` alone."""
-    last = trained.history[-1]
+    best = trained.history[trained.best_epoch - 1]
     training_metrics: TrainingMetrics = {
-        "epochs": last["epoch"],
-        "train_loss": last["train_loss"],
-        "train_accuracy": last["train_accuracy"],
-        "val_loss": last["val_loss"],
-        "val_accuracy": last["val_accuracy"],
+        "epochs": len(trained.history),
+        "best_epoch": trained.best_epoch,
+        "train_loss": best["train_loss"],
+        "train_accuracy": best["train_accuracy"],
+        "val_loss": best["val_loss"],
+        "val_accuracy": best["val_accuracy"],
     }
     strategy_config = strategy.to_dict()
     split, end_time = data.split, utc_now()
@@ -92,7 +93,6 @@ def build_artifact(
         metrics={
             "training_metrics": training_metrics,
             "test_metrics": dict(test_metrics),
-            "best_epoch": trained.best_epoch,
             "history": [dict(metrics) for metrics in trained.history],
         },
         features={

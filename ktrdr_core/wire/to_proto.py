@@ -287,6 +287,7 @@ def resource_usage_to_proto(usage: ResourceUsage) -> training_pb2.ResourceUsage:
 def _training_metrics_to_proto(metrics: TrainingMetrics) -> training_result_pb2.TrainingMetrics:
     return training_result_pb2.TrainingMetrics(
         epochs=metrics["epochs"],
+        best_epoch=metrics["best_epoch"],
         train_loss=metrics["train_loss"],
         train_accuracy=metrics["train_accuracy"],
         val_loss=metrics["val_loss"],

@@ -31,6 +31,7 @@ def make_artifact(
         metrics={
             "training_metrics": {
                 "epochs": 2,
+                "best_epoch": 1,
                 "train_loss": 1.0,
                 "train_accuracy": 0.5,
                 "val_loss": 1.1,

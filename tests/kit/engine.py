@@ -44,6 +44,7 @@ def build_result(**facts: Any) -> TrainingResult:
         "model_id": str(uuid.UUID(int=1)),
         "training_metrics": {
             "epochs": 1,
+            "best_epoch": 1,
             "train_loss": 1.0,
             "train_accuracy": 0.5,
             "val_loss": 1.0,

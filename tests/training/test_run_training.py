@@ -149,6 +149,14 @@ def test_last_prediction_does_not_change_when_bars_follow(trained: Trained) -> N
     np.testing.assert_array_equal(long.logits[: len(short)], short.logits)
 
 
+def test_metrics_are_those_of_the_epoch_whose_weights_are_stored(trained: Trained) -> None:
+    metrics = trained.result["training_metrics"]
+    history = json.loads((trained.path / "metrics.json").read_text())["history"]
+    best = min(history, key=lambda epoch: float(epoch["val_loss"]))
+    assert (metrics["best_epoch"], metrics["epochs"]) == (best["epoch"], len(history))
+    assert (metrics["val_loss"], metrics["train_accuracy"]) == (best["val_loss"], best["train_accuracy"])
+
+
 def test_baseline_is_reported_beside_the_accuracy(trained: Trained, split: DataSplit) -> None:
     shares = [float(np.mean(split.test.y == answer)) for answer in SignalClass]
     assert trained.result["test_metrics"]["majority_baseline_accuracy"] == max(shares)

@@ -252,6 +252,7 @@ def _resource_usage(message: training_pb2.ResourceUsage) -> ResourceUsage:
 def _training_metrics(message: training_result_pb2.TrainingMetrics) -> TrainingMetrics:
     return TrainingMetrics(
         epochs=message.epochs,
+        best_epoch=message.best_epoch,
         train_loss=message.train_loss,
         train_accuracy=message.train_accuracy,
         val_loss=message.val_loss,

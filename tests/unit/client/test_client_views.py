@@ -31,7 +31,9 @@ from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LAST_METRICS = results.TrainingMetrics(epochs=3, train_loss=0.9, train_accuracy=0.6, val_loss=1.0, val_accuracy=0.55)
+LAST_METRICS = results.TrainingMetrics(
+    best_epoch=2, epochs=3, train_loss=0.9, train_accuracy=0.6, val_loss=1.0, val_accuracy=0.55
+)
 TEST_PART = results.TestMetrics(
     loss=1.01, accuracy=0.571, precision=0.5, recall=0.4, f1_score=0.45, majority_baseline_accuracy=0.523
 )

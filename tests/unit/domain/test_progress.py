@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ktrdr_core.domain.progress import (
@@ -65,6 +65,7 @@ def test_event_survives_json(event: ProgressEvent) -> None:
 
 
 @given(st.sampled_from(TrainingStep), finite, st.sampled_from(TrainingStep), finite)
+@example(TrainingStep.TRAINING, 1.0, TrainingStep.EVALUATION, 0.0)
 def test_overall_fraction_never_goes_back(a: TrainingStep, x: float, b: TrainingStep, y: float) -> None:
     if (a, x) > (b, y):
         (a, x), (b, y) = (b, y), (a, x)

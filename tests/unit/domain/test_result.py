@@ -14,7 +14,14 @@ GOOD: dict[str, Any] = {
     "success": True,
     "model_path": "/models/s/EURUSD_1h_v1",
     "model_id": "0b9e7f7e-5d0c-4a53-9d0e-1f2a3b4c5d6e",
-    "training_metrics": {"epochs": 2, "train_loss": 1.0, "train_accuracy": 0.4, "val_loss": 1.0, "val_accuracy": 0.4},
+    "training_metrics": {
+        "epochs": 2,
+        "best_epoch": 1,
+        "train_loss": 1.0,
+        "train_accuracy": 0.4,
+        "val_loss": 1.0,
+        "val_accuracy": 0.4,
+    },
     "test_metrics": {
         "loss": 1.0,
         "accuracy": 0.4,

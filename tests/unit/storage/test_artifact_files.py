@@ -54,7 +54,14 @@ def test_digest_ignores_what_differs_between_equal_executions(tmp_path: Path) ->
 
 def test_order_of_keys_survives(artifact_dir: Path) -> None:
     raw = json.loads((artifact_dir / "metrics.json").read_text())
-    assert list(raw["training_metrics"]) == ["epochs", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    assert list(raw["training_metrics"]) == [
+        "epochs",
+        "best_epoch",
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+    ]
 
 
 @pytest.mark.parametrize("name", TRAVELLING_FILES)

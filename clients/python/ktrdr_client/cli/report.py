@@ -48,6 +48,7 @@ def _tell_completed(session: CliSession, training: Training) -> None:
     session.out.print(metrics_table(result.training_metrics, result.test_metrics))
     session.say("")
     session.say(baseline_sentence(result.test_metrics))
+    session.say(best_epoch_sentence(result.training_metrics))
     for warning in result.warnings:
         session.out.print(Text(f"warning: {warning}", style="yellow"))
     session.say("")
@@ -77,12 +78,17 @@ def metrics_table(training: TrainingMetrics, test: TestMetrics) -> Table:
 
 
 def baseline_sentence(test: TestMetrics) -> str:
-    """Return test accuracy against always answering the class most frequent in the training part."""
+    """Return test accuracy against the best constant answer."""
     difference = test["accuracy"] - test["majority_baseline_accuracy"]
     return (
         f"test accuracy {formats.percent(test['accuracy'])}, majority baseline "
         f"{formats.percent(test['majority_baseline_accuracy'])}: {formats.points(difference)}"
     )
+
+
+def best_epoch_sentence(training: TrainingMetrics) -> str:
+    """Return which epoch's weights the model has."""
+    return f"weights of epoch {training['best_epoch']} of {training['epochs']}, which had the lowest validation loss"
 
 
 def features_table(importance: dict[str, float], *, limit: int = _MAX_FEATURES) -> Table:

@@ -76,7 +76,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def training_metrics(self) -> _training_result_pb2.TrainingMetrics:
-        """Metrics of the last epoch."""
+        """Metrics of the epoch whose weights are the model's."""
 
     @_builtins.property
     def test_metrics(self) -> _training_result_pb2.TestMetrics:

@@ -56,7 +56,7 @@ class TrainingResult(_message.Message):
     """SHA-256 of the artifact's deterministic files, hex: equal jobs on equal hardware give equal digests."""
     @_builtins.property
     def training_metrics(self) -> Global___TrainingMetrics:
-        """Metrics of the last epoch."""
+        """Metrics of the epoch whose weights are the model's."""
 
     @_builtins.property
     def test_metrics(self) -> Global___TestMetrics:
@@ -110,7 +110,7 @@ Global___TrainingResult: _TypeAlias = TrainingResult  # noqa: Y015
 
 @_typing.final
 class TrainingMetrics(_message.Message):
-    """Metrics of the last epoch."""
+    """Metrics of the epoch whose weights are the model's: the one with the lowest validation loss."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -119,6 +119,7 @@ class TrainingMetrics(_message.Message):
     TRAIN_ACCURACY_FIELD_NUMBER: _builtins.int
     VAL_LOSS_FIELD_NUMBER: _builtins.int
     VAL_ACCURACY_FIELD_NUMBER: _builtins.int
+    BEST_EPOCH_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Epochs done."""
     train_loss: _builtins.float
@@ -129,6 +130,8 @@ class TrainingMetrics(_message.Message):
     """Mean loss per validation row."""
     val_accuracy: _builtins.float
     """Share of validation rows classified right."""
+    best_epoch: _builtins.int
+    """Number of that epoch, from 1."""
     def __init__(
         self,
         *,
@@ -137,10 +140,11 @@ class TrainingMetrics(_message.Message):
         train_accuracy: _builtins.float = ...,
         val_loss: _builtins.float = ...,
         val_accuracy: _builtins.float = ...,
+        best_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "train_accuracy", b"train_accuracy", "train_loss", b"train_loss", "val_accuracy", b"val_accuracy", "val_loss", b"val_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_epoch", b"best_epoch", "epochs", b"epochs", "train_accuracy", b"train_accuracy", "train_loss", b"train_loss", "val_accuracy", b"val_accuracy", "val_loss", b"val_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
