@@ -30,6 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip check --disable-pip-version-check
 	@touch $@
 
+demo: export KTRDR_EMBEDDED_IDLE_S ?= 10
 demo: $(READY) ## Train the shipped strategy on the shipped bars through a backend and a trainer
 	@echo "demo 1/3: train on a backend and a trainer on loopback (state in $(DEMO_DIR))"
 	@$(BIN)/ktrdr --data-dir $(DEMO_DIR) train strategies/neuro_mean_reversion.yaml --mode host
@@ -40,13 +41,13 @@ demo: $(READY) ## Train the shipped strategy on the shipped bars through a backe
 
 test: $(READY) ## Run every test
 	@echo "test: unit, rpc, training, contracts, integration, architecture, e2e"
-	@$(BIN)/python -m pytest tests
+	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests
 
-test-unit: $(READY) ## Run the unit tests (under 2 s)
+test-unit: $(READY) ## Run the unit tests (seconds)
 	@$(BIN)/python -m pytest -q tests/unit
 
-test-integration: $(READY) ## Run the tests with real servers and processes (under 30 s)
-	@$(BIN)/python -m pytest -q tests/rpc tests/contracts tests/integration
+test-integration: $(READY) ## Run the tests with real servers and processes
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/contracts tests/rpc
 
 test-e2e: $(READY) ## Run the real strategy through both modes, and the commands of the docs (under 2 min)
 	@$(BIN)/python -m pytest -q tests/e2e

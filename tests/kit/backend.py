@@ -156,10 +156,14 @@ class FakeEngine:
         self.may_cancel = asyncio.Event()
         self.may_cancel.set()
         self.refusal: Exception | None = None
+        self.num_warm_ups = 0
 
     @property
     def num_free_slots(self) -> int:
         return self.num_slots - len(self.sessions)
+
+    async def warm_up(self) -> None:
+        self.num_warm_ups += 1
 
     async def start(self, job: SessionJob) -> FakeSession:
         if self.refusal is not None:

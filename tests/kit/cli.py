@@ -50,9 +50,13 @@ class Cli:
         return {**kept, "KTRDR_EMBEDDED_IDLE_S": "120", "COLUMNS": "120", "TERM": "xterm"}
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
         return subprocess.Popen(
-            self.words(*arguments), cwd=ROOT, env=self.environment(), text=True, start_new_session=True, **options
+            self.words(*arguments),
+            env=self.environment(),
+            text=True,
+            start_new_session=True,
+            **{"cwd": ROOT, **pipes, **options},
         )
 
     def run(self, *arguments: str, timeout_s: float = 60.0) -> Ran:

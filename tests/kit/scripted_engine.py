@@ -81,10 +81,14 @@ class ScriptedEngine:
         self.num_slots = num_slots
         self.sessions: list[ScriptedSession] = []
         self.running: list[ScriptedSession] = []
+        self.num_warm_ups = 0
 
     @property
     def num_free_slots(self) -> int:
         return self.num_slots - len(self.running)
+
+    async def warm_up(self) -> None:
+        self.num_warm_ups += 1
 
     async def start(self, job: SessionJob) -> ScriptedSession:
         if self.num_free_slots < 1:

@@ -149,3 +149,17 @@ async def test_stopping_backend_ends_local_trainings_failed_and_keeps_queued_one
         training = await backend.get(running)
         assert (training.state, training.error.reason) == (states.TRAINING_STATE_FAILED, "DRAINING")
         await backend.until(queued, "RUNNING")
+
+
+async def test_a_stop_of_the_backend_goes_on_without_a_worker_that_cannot_be_ended(tmp_path: Path) -> None:
+    async with running_backend(tmp_path, kill_limit_s=0.0) as backend:
+        backend.engine.may_cancel.clear()
+        training_id = await backend.train()
+        await backend.until(training_id, "RUNNING")
+        backend.app.hurry()
+        await asyncio.wait_for(backend.app.stop(), 10)
+        assert backend.engine.started[0].cancels
+
+
+async def test_the_engine_is_warmed_up_beside_the_start(backend: Backend) -> None:
+    await eventually(lambda: backend.engine.num_warm_ups == 1)

@@ -475,11 +475,16 @@ async def test_a_watcher_of_an_upload_is_told_to_reconnect_when_the_trainer_stop
     await trainer.train(upload_target="127.0.0.1:1")
     trainer.worker.finish()
     await trainer.until(states.TRAINING_STATE_UPLOADING)
-    watching = asyncio.create_task(trainer.watch())
+    stream = trainer.stub.StreamProgress(pb.StreamProgressRequest(session_id="s1"))
+    await stream.read()
 
     await trainer.app.stop(0)
 
-    assert isinstance(await refusal(watching), DrainingError)
+    async def read_on() -> None:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+
+    assert isinstance(await refusal(read_on()), DrainingError)
 
 
 async def test_an_upload_goes_on_after_a_restart(tmp_path: Path) -> None:
@@ -572,3 +577,7 @@ async def test_a_full_disk_is_waited_out_and_the_end_is_not_lost(
     journal._fd = descriptor
 
     assert (await trainer.until(states.TRAINING_STATE_FAILED)).error.reason == "NON_FINITE_LOSS"
+
+
+async def test_the_engine_is_warmed_up_beside_the_start(trainer: House) -> None:
+    await eventually(lambda: trainer.engine.num_warm_ups == 1)

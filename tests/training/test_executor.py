@@ -183,6 +183,15 @@ def test_mixed_precision_that_the_device_lacks_is_a_warning(bar_store: Directory
     assert "mixed precision" in result["warnings"][0]
 
 
+@pytest.mark.parametrize(("fraction", "count"), [(0.5, 1), (None, 0)])
+def test_memory_fraction_without_a_cuda_device_is_a_warning(
+    bar_store: DirectoryBarStore, fraction: float | None, count: int
+) -> None:
+    config = change("training_config", memory_fraction=fraction)
+    result = TrainingExecutor(config, bar_store=bar_store).execute(**JOB)
+    assert len([text for text in result["warnings"] if "memory_fraction" in text]) == count
+
+
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU")
 def test_required_gpu_without_one_fails(bar_store: DirectoryBarStore) -> None:
     config = change("training_config", enable_gpu=True, require_gpu=True)
@@ -207,7 +216,7 @@ def test_failing_watchers_cost_nothing(bar_store: DirectoryBarStore) -> None:
         ({"symbols": []}, "at least one symbol"),
         ({"timeframes": ["1h", "4h"]}, "4h"),
         ({"data_mode": "ib"}, "ib"),
-        ({"data_mode": "ftp"}, "ftp"),
+        ({"data_mode": "ftp"}, "data_mode must be local or csv, was 'ftp'"),
         ({"start_date": "2030-01-01", "end_date": "2030-02-01"}, "no bars"),
         ({"epochs": 3}, "epochs"),
     ],

@@ -51,7 +51,7 @@ async def until_epoch(stub: Any, training_id: str, number: int) -> int:
                 stream.cancel()
                 sequence: int = event.sequence
                 return sequence
-    raise AssertionError(f"epoch {number} was never seen")
+    raise AssertionError(f"epoch {number} was never seen: {await get(stub, training_id)}")
 
 
 def workers_of(service: ServiceProcess) -> list[psutil.Process]:
@@ -62,7 +62,7 @@ def workers_of(service: ServiceProcess) -> list[psutil.Process]:
 
 async def test_backend_killed_in_the_middle_of_a_host_training_completes_it_after_a_restart(tmp_path: Path) -> None:
     with a_service("trainer_service", *trainer_flags(tmp_path)) as trainer:
-        flags = backend_flags(tmp_path, trainer.address)
+        flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0"]
         with a_service("backend_service", *flags) as backend:
             async with trainings_of(backend) as stub:
                 training_id = await train(stub, HOST, epochs=25)

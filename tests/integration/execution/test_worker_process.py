@@ -31,8 +31,12 @@ BuildEngine = Callable[..., ProcessEngine]
 async def build_engine() -> AsyncIterator[BuildEngine]:
     engines: list[ProcessEngine] = []
 
-    def build(runner: Runner, *, num_slots: int = 1, stop_limit_s: float = 30.0) -> ProcessEngine:
-        engines.append(ProcessEngine(num_slots, runner=runner, stop_limit_s=stop_limit_s, devices=[]))
+    def build(
+        runner: Runner, *, num_slots: int = 1, stop_limit_s: float = 30.0, close_limit_s: float = 10.0
+    ) -> ProcessEngine:
+        engines.append(
+            ProcessEngine(num_slots, runner=runner, stop_limit_s=stop_limit_s, close_limit_s=close_limit_s, devices=[])
+        )
         return engines[-1]
 
     yield build
@@ -220,3 +224,16 @@ def test_a_program_that_ends_without_closing_its_engine_does_not_hang(tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     assert not has_live_member(int(done.stdout))
+
+
+async def test_a_worker_that_outlives_the_limit_of_a_close_is_never_called_cancelled(
+    build_engine: BuildEngine, tmp_path: Path
+) -> None:
+    engine = build_engine(kit.ignore_token, close_limit_s=0.0)
+    session = await engine.start(build_job(tmp_path))
+    await first_events(session, 2)
+    waiting = asyncio.create_task(session.wait())
+    await asyncio.wait_for(engine.close(), 5)
+    with pytest.raises(UnavailableError, match=f"worker {session.pid} was killed and is not gone"):
+        await waiting
+    await eventually(lambda: engine.num_free_slots == 1, what="end of the worker")

@@ -87,13 +87,8 @@ async def test_sigterm_drains_a_training_that_can_end(tmp_path: Path) -> None:
     assert status == 0
 
 
-@pytest.mark.parametrize(
-    ("limit_s", "signals"),
-    [("0.2", [signal.SIGTERM]), ("3600", [signal.SIGTERM, signal.SIGINT])],
-    ids=["after its limit", "at the second signal"],
-)
-async def test_a_drain_ends_what_does_not_end(tmp_path: Path, limit_s: str, signals: list[signal.Signals]) -> None:
-    async with trainer_process(tmp_path, "--drain-timeout-s", limit_s) as trainer:
+async def drain_ends_what_does_not_end(directory: Path, limit_s: str, *signals: signal.Signals) -> None:
+    async with trainer_process(directory, "--drain-timeout-s", limit_s) as trainer:
         await trainer.stub.Train(train_request("s1", epochs=LONG))
         pid = await first_epoch(trainer, "s1")
         watching = asyncio.create_task(trainer.watch("s1"))
@@ -105,3 +100,10 @@ async def test_a_drain_ends_what_does_not_end(tmp_path: Path, limit_s: str, sign
     assert (last.state, last.error.reason) == (states.TRAINING_STATE_FAILED, "TRAINER_LOST")
     assert status == 0
     assert not is_alive(pid)
+
+
+async def test_a_drain_ends_what_does_not_end_after_its_limit_or_at_the_second_signal(tmp_path: Path) -> None:
+    await asyncio.gather(  # most of either is the start of a trainer
+        drain_ends_what_does_not_end(tmp_path / "limit", "0.2", signal.SIGTERM),
+        drain_ends_what_does_not_end(tmp_path / "second", "3600", signal.SIGTERM, signal.SIGINT),
+    )

@@ -44,7 +44,7 @@ def send(partial: PartialUpload, data: bytes, offset: int, size: int) -> None:
         partial.add(encode_chunk(start, data[start : start + size], CODEC_ZSTD))
 
 
-@settings(max_examples=8, deadline=None)  # each one waits for the disk
+@settings(max_examples=8)  # each one waits for the disk
 @given(
     contents=st.lists(st.binary(min_size=1, max_size=40), min_size=5, max_size=5),
     size=st.integers(1, 50),

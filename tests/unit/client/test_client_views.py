@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
 from ktrdr_client.cli import json_lines
 from ktrdr_client.cli.live_view import LiveView
 from ktrdr_client.cli.report import baseline_sentence, metrics_table, store_name, tell_end
@@ -159,6 +160,18 @@ def test_live_view_shows_three_levels_metrics_rate_and_times() -> None:
     assert all(len(line) <= 100 for line in shown.splitlines())
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_live_view_shows_the_remaining_time_at_every_width(width: int) -> None:
+    session, text = _session(width)
+    view = LiveView(session)
+    view._training = TRAINING
+    for detail in (_a_step(TrainingStep.TRAINING), EPOCH, BATCH):
+        view.event(_event(detail, remaining_s=36_005.0))
+    session.out.print(view.render())
+    assert "remaining 10:00:05" in text.getvalue()
+    assert all(len(line) <= width for line in text.getvalue().splitlines())
+
+
 def test_live_view_fills_the_batch_bar_between_epochs() -> None:
     session, text = _session()
     view = LiveView(session)
@@ -188,6 +201,13 @@ def test_end_of_a_training_shows_accuracy_next_to_the_baseline_and_what_to_type_
     assert "next   ktrdr models predict neuro/EURUSD_1h_v3\n" in shown
     assert "warning: input_size is ignored" in shown
     assert "trained in 0:12 on cpu (host on gpu:1)" in shown
+
+
+def test_backend_without_best_epoch_is_told_no_epoch_zero() -> None:
+    session, text = _session()
+    older = replace(REPORT, training_metrics={**REPORT.training_metrics, "best_epoch": 0})
+    tell_end(session, replace(TRAINING, state=TrainingState.COMPLETED, result=older))
+    assert "epoch 0" not in text.getvalue()
 
 
 def test_failed_training_tells_its_reason_and_message() -> None:

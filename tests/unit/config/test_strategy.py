@@ -93,6 +93,7 @@ def test_unknown_key_is_refused_with_the_nearest_known_key(place: str, field: st
         ({"training.labels.label_lookahead": 0}, "training.labels.label_lookahead", "at least 1, was 0"),
         ({"training.data_split.test": 0.5}, "training.data_split", "must be 1, was 1.35"),
         ({"training.data_split.test": 0.0}, "training.data_split.test", "must be above 0"),
+        ({"model.training.epochs": 2_000_000}, "model.training.epochs", "at most 1000000, was 2000000"),
         ({"indicators": []}, "indicators", "at least 1 entries"),
         ({"indicators.0": "rsi"}, "indicators[0]", "must be a mapping with a name"),
         ({"indicators.0.name": None}, "indicators[0].name", "must be an indicator's name"),

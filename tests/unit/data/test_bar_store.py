@@ -102,15 +102,15 @@ def test_two_files_for_one_series_are_refused(tmp_path: Path) -> None:
     ("old", "new", "reason"),
     [
         (repr(float(make_bars(30).open[3])), "nan", "open must be a finite number"),
-        ("1.0", "", "row 4"),
-        ("1.0", "NA", "row 4: "),
+        (repr(float(make_bars(30).open[3])), "", "row 4: open must be a number, was ''"),
+        (repr(float(make_bars(30).open[3])), "NA", "row 4: open must be a number, was 'NA'"),
         ("1.0", "1,0", "row 4: Expected 6 columns, got 7"),
         ("1.0", "-1.0", "must be above 0"),
         ("2017-01-02T01:00:00Z", "2017-01-02T00:00:00Z", "time is that of the row before"),
         ("2017-01-02T01:00:00Z", "2016-01-02T01:00:00Z", "time is before that of the row before"),
         ("2017-01-02T01:00:00Z", "2017-01-02T01:00:00", "row 4: "),
         ("2017-01-02T01:00:00Z", "2017-13-02T01:00:00Z", "row 4: "),
-        ("2017-01-02T01:00:00Z", "1483318800", "row 4: "),
+        ("2017-01-02T01:00:00Z", "1483318800", "row 4: timestamp must be an ISO 8601 time with its zone, such as"),
     ],
 )
 def test_broken_csv_is_refused_with_file_row_and_reason(tmp_path: Path, old: str, new: str, reason: str) -> None:
@@ -143,6 +143,12 @@ def test_other_columns_are_refused(tmp_path: Path, old: str, new: str, reason: s
 def test_file_that_holds_no_bars_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidBarsError, match=name):
+        DirectoryBarStore(tmp_path).load("EURUSD", "1h")
+
+
+def test_empty_csv_says_what_its_first_line_must_be(tmp_path: Path) -> None:
+    (tmp_path / "EURUSD_1h.csv").write_bytes(b"")
+    with pytest.raises(InvalidBarsError, match="is empty; its first line must be timestamp,open,high,low,close,volume"):
         DirectoryBarStore(tmp_path).load("EURUSD", "1h")
 
 

@@ -64,7 +64,7 @@ def test_label_that_looks_further_than_it_declares_is_refused() -> None:
         check_truncation(BARS, CONFIG, seed=1, labeler=labeler)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(kept=st.integers(60, 399), seed=st.integers(0, 2**32 - 1))
 def test_features_are_unchanged_when_the_future_is_cut_off(kept: int, seed: int) -> None:
     full = compute_features(BARS, CONFIG).X[:kept]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_core.config.strategy import DataSplitConfig
@@ -64,7 +64,6 @@ def test_features_of_another_length_are_refused() -> None:
         build_rows(features, Labels(np.ones(50, dtype=np.int64), 1), bars)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     gaps=st.lists(st.integers(1, 4), min_size=1, max_size=120),
     train=st.floats(0.05, 0.9),

@@ -23,6 +23,10 @@ from ktrdr_core.errors import InvalidSpecError
         ("memory_fraction", 1.5),
         ("num_gpus", -1),
         ("seed", -1),
+        ("symbols", "EURUSD"),
+        ("timeframes", "1h"),
+        ("execution_mode", "moon"),
+        ("data_mode", "ftp"),
     ],
 )
 def test_value_out_of_range_is_refused_with_its_field(field: str, value: Any) -> None:

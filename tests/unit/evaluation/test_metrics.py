@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_core.evaluation.metrics import (
@@ -51,7 +51,6 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=40)
 @given(rows=rows)
 def test_metrics_equal_the_definitions_computed_row_by_row(rows: Any) -> None:
     logits = [row for row, _ in rows]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from ktrdr_core.config.signatures import NOT_BUILT_INDICATORS, SIGNATURES
 from ktrdr_core.config.strategy import IndicatorConfig
+from ktrdr_core.data.bars import Bars, FloatArray
 from ktrdr_core.errors import InvalidIndicatorError, UnsupportedError
 from ktrdr_core.indicators.compute import compute_indicators, indicator_warm_up_bars
 from ktrdr_core.indicators.momentum import moving_average_convergence_divergence, relative_strength_index
@@ -104,6 +105,19 @@ def test_second_rsi_is_not_dropped() -> None:
     values = compute_indicators(make_bars(100), [indicator("rsi", period=7), indicator("rsi", period=21)])
     assert set(values) == {"rsi_7", "rsi_21"}
     assert not np.allclose(values["rsi_7"][21:], values["rsi_21"][21:])
+
+
+def test_indicator_that_fails_is_an_error_and_never_left_out() -> None:
+    class Unreadable:
+        open = make_bars(100).open
+
+        @property
+        def close(self) -> FloatArray:
+            raise OSError("the disk is gone")
+
+    healthy, failing = indicator("rsi", source="open"), indicator("macd")
+    with pytest.raises(OSError, match="the disk is gone"):
+        compute_indicators(cast(Bars, Unreadable()), [healthy, failing])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_core.config.strategy import LabelsConfig
@@ -34,7 +34,6 @@ def slow_labels(close: list[float], threshold: float, horizon: int) -> list[int]
     return result
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     close=st.lists(st.floats(0.5, 2.0), min_size=1, max_size=40),
     threshold=st.sampled_from([0.001, 0.05, 0.5]),

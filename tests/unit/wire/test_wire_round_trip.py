@@ -6,7 +6,7 @@ import math
 from datetime import UTC, date, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ktrdr.training.v1 import progress_event_pb2, training_spec_pb2
 
@@ -120,7 +120,6 @@ events = st.builds(
 )
 
 
-@settings(max_examples=100)
 @given(spec=specs)
 def test_a_spec_comes_back_equal(spec: TrainingSpec) -> None:
     data = spec_to_proto(spec).SerializeToString()
@@ -128,7 +127,6 @@ def test_a_spec_comes_back_equal(spec: TrainingSpec) -> None:
     assert spec_from_proto(training_spec_pb2.TrainingSpec.FromString(data)) == spec
 
 
-@settings(max_examples=150)
 @given(event=events)
 def test_an_event_comes_back_equal_with_nan_infinite_and_absent_figures(event: ProgressEvent) -> None:
     data = event_to_proto(event).SerializeToString()
@@ -248,3 +246,18 @@ def test_a_failed_summary_has_its_error() -> None:
 
     assert error is not None
     assert (error.reason, error.message) == ("NON_FINITE_LOSS", "loss became NaN")
+
+
+def test_a_status_does_not_grow_with_the_training() -> None:
+    def size_after(num_epochs: int) -> int:
+        summary = ProgressSummary()
+        for epoch in range(1, num_epochs + 1):
+            figures = {"train_loss": 0.5, "train_accuracy": 0.5, "learning_rate": 0.001, "rows_per_second": 9e4}
+            for detail in (
+                BatchDetail(epoch=epoch, total_epochs=num_epochs, batch=50, total_batches_per_epoch=100, **figures),
+                EpochDetail(epoch=epoch, total_epochs=num_epochs, val_loss=0.5, val_accuracy=0.5, **figures),
+            ):
+                summary.apply(ProgressEvent(create_time=datetime(2026, 1, 1, tzinfo=UTC), detail=detail))
+        return len(summary_to_proto(summary).SerializeToString())
+
+    assert size_after(5_000) - size_after(10) <= 8  # two counts with one digit group more

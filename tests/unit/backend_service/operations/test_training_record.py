@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backend_service.operations.records import (
@@ -133,7 +133,6 @@ async def test_writers_at_once_are_numbered_without_gaps_and_nothing_follows_the
     assert store.saved[-1][0].state is TrainingState.FAILED
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(list(TrainingState)), max_size=8))
 def test_no_walk_leaves_the_table_of_states(walk: list[TrainingState]) -> None:
     async def run() -> None:
@@ -196,3 +195,17 @@ def test_page_size_has_a_default_and_bounds() -> None:
     for size in (-1, 1001):
         with pytest.raises(InvalidInputError):
             check_page_size(size)
+
+
+async def test_what_is_asked_after_a_cancel_is_stored_after_it_though_nobody_waited() -> None:
+    store = Store()
+    record = a_record(store)
+    await record.move_to(TrainingState.RUNNING, "Runs")
+    store.gate.clear()
+
+    accepting = record.accept_cancel(save_checkpoint=False, message="Cancelling")
+    ending = asyncio.create_task(record.move_to(TrainingState.CANCELLED, "gone"))
+    store.gate.set()
+    await asyncio.gather(accepting, ending)
+
+    assert [row.state for row, _, _ in store.saved[1:]] == [TrainingState.CANCELLING, TrainingState.CANCELLED]

@@ -230,7 +230,9 @@ def test_ctrl_c_on_a_terminal_asks_and_a_second_one_detaches(cli: Cli, here: Her
         (("train", STRATEGY, "--batch-size", "0"), "batch_size must be at least 1, was 0"),
         (("train", STRATEGY, "--set", "indicators[0].perod=3"), "period"),
         (("train", STRATEGY, "--set", "model.type=lstm"), "lstm"),
-        (("train", STRATEGY, "--mode", "moon"), "--mode"),
+        (("train", STRATEGY, "--mode", "moon"), "--mode must be one of 'auto', 'local', 'host', was 'moon'"),
+        (("train", STRATEGY, "--batch-size", "x"), "--batch-size must be a whole number, was 'x'"),
+        (("list", "--limit", "0"), "--limit must be at least 1, was '0'"),
         (("train",), "Missing argument"),
         (("train", STRATEGY, "--backend", "x:1"), "--backend goes before the command"),
         (("show", "00000000"), "no training 00000000"),
@@ -264,6 +266,14 @@ def test_bad_input_with_json_is_also_an_error_object(here: Here) -> None:
             "violations": [{"field": "spec.epochs", "description": "epochs must be at least 1, was 0"}],
         }
     ]
+
+
+def test_wrong_usage_with_json_is_also_an_error_object(here: Here) -> None:
+    ran = here("train", STRATEGY, "--batch-size", "x", "--json")
+    assert ran.code == 2
+    (line,) = ran.lines
+    assert (line["type"], line["reason"], line["exit_code"]) == ("error", "INVALID_INPUT", 2)
+    assert line["message"] == "--batch-size must be a whole number, was 'x'; see ktrdr train --help"
 
 
 def test_unreachable_backend_is_code_5_and_says_what_to_do(here: Here) -> None:
@@ -300,10 +310,20 @@ def test_models_are_listed_shown_and_predict_by_name_and_by_path(here: Here, tra
         assert line["time"].startswith("2017-12-29T")
         assert sum(line["probabilities"].values()) == pytest.approx(1.0)
         best = max(line["probabilities"], key=lambda key: line["probabilities"][key])
+        assert set(line) == {"type", "time", "decision", "class", "probabilities"}
+        assert line["class"] == best
         assert line["decision"] == (best if line["probabilities"][best] >= 0.45 else "HOLD")
     outside = here("models", "predict", path, "--start", "2030-01-01")
     assert outside.code == 2
     assert "2017-12-29" in outside.err
+
+
+def test_predict_away_from_the_bars_reads_those_of_the_backend(cli: Cli, trained: Ran, tmp_path: Path) -> None:
+    name = f"neuro_mean_reversion/{Path(trained.lines[-1]['result']['model_path']).name}"
+    with cli.start("models", "predict", name, "--json", cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert len(out.splitlines()) == 24
 
 
 def test_config_set_tells_the_mode_before_and_now(here: Here) -> None:
