@@ -70,7 +70,8 @@ def strategy_from_dict(raw: Any, *, source: str = "strategy") -> StrategyConfig:
         InvalidStrategyError: See `parse_strategy`.
     """
     if not isinstance(raw, dict):
-        raise _refuse(f"a strategy must be a mapping that begins with name:, was {type(raw).__name__}", source)
+        kind = {type(None): "empty", list: "a list"}.get(type(raw), "one value")
+        raise _refuse(f"a strategy must be a mapping that begins with name:, was {kind}", source)
     try:
         return StrategyConfig.model_validate(raw)
     except ValidationError as error:

@@ -76,10 +76,10 @@ _OWN_SENTENCES = frozenset({"choice", "split", "unused", "base_timeframe"})
 
 # pydantic's rules in the words of this project; what is not here is said in pydantic's.
 _RULES = {
-    "greater_than_equal": "must be at least {ge:g}",
-    "greater_than": "must be above {gt:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "less_than": "must be below {lt:g}",
+    "greater_than_equal": "must be at least {ge:.15g}",
+    "greater_than": "must be above {gt:.15g}",
+    "less_than_equal": "must be at most {le:.15g}",
+    "less_than": "must be below {lt:.15g}",
     "finite_number": "must be a finite number",
     "int_type": "must be a whole number",
     "float_type": "must be a number",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TIME_COLUMNS = ("timestamp", "time")
 FILE_FORMATS = ("csv", "parquet")
 _ARROW_ROW = re.compile(r"Row #(\d+)")
+_ARROW_CONVERSION = re.compile(r"In CSV column #(\d+): .*conversion error to (\w+).*?: invalid value (.*)")
+_KIND_RULES = {"double": "a number", "timestamp": "an ISO 8601 time with its zone, such as 2017-01-01T22:00:00Z"}
 
 
 def load_bars(path: Path, *, symbol: str, timeframe: str) -> Bars:
@@ -60,9 +62,22 @@ def _read_csv(path: Path) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         text = " ".join(str(error).split())
         match = _ARROW_ROW.search(text)
-        reason = text.rpartition(f"Row #{match[1]}: ")[2] if match else text
         # Arrow counts the header as row 1.
-        raise _refuse(path, reason[:200], int(match[1]) - 1 if match else None) from error
+        raise _refuse(path, _csv_reason(text, path)[:200], int(match[1]) - 1 if match else None) from error
+
+
+def _csv_reason(arrow_text: str, path: Path) -> str:
+    """Return what Arrow found wrong, in words of the file."""
+    if arrow_text == "Empty CSV file":
+        return f"is empty; its first line must be timestamp,{','.join(BAR_COLUMNS)}"
+    conversion = _ARROW_CONVERSION.search(arrow_text)
+    if conversion is None:
+        return re.sub(r"^.*Row #\d+: ", "", arrow_text)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = next((line for line in file if line.strip()), "").strip().split(",")
+    index = int(conversion[1])
+    column = header[index].strip('"') if index < len(header) else f"column {index + 1}"
+    return f"{column} must be {_KIND_RULES.get(conversion[2], conversion[2])}, was {conversion[3]}"
 
 
 def _read_parquet(path: Path) -> pa.Table:

@@ -18,7 +18,12 @@ from ktrdr_core.clock import from_iso, to_iso
 from ktrdr_core.domain.states import TrainingState
 
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
-"""(epoch, 1-indexed; total_epochs; metrics). Called on the training thread; its exceptions never stop training."""
+"""(epoch, 1-indexed; total_epochs; metrics). Called on the training thread; its exceptions never stop training.
+
+`metrics` has `progress_type` ("epoch" or "batch"), `epoch`, `total_epochs`, `batch`, `total_batches_per_epoch`,
+`train_loss`, `train_accuracy`, `val_loss` and `val_accuracy` (of the last finished epoch; None before it),
+`learning_rate`, `batch_time` (seconds, mean since the update before) and `rows_per_second`.
+"""
 
 
 class TrainingStep(IntEnum):

@@ -73,6 +73,13 @@ class TrainingSpec:
         def refuse(field: str, value: object, rule: str) -> None:
             raise InvalidSpecError(f"{field} must be {rule}, was {value}", field=f"spec.{field}")
 
+        for field in ("symbols", "timeframes"):
+            if isinstance(getattr(self, field), str):  # a text is a sequence of texts too, one for each letter
+                refuse(field, repr(getattr(self, field)), "a tuple of names, such as ('A',)")
+        for field, kind in (("execution_mode", ExecutionMode), ("data_mode", DataMode)):
+            value = getattr(self, field)
+            if not isinstance(value, kind) and not (value is None and field == "execution_mode"):
+                refuse(field, repr(value), f"one of {', '.join(f'{kind.__name__}.{mode.name}' for mode in kind)}")
         if not self.strategy_yaml.strip():
             raise InvalidSpecError(
                 "strategy is empty; give the YAML text of a strategy, or its name", field="spec.strategy"

@@ -27,9 +27,10 @@ def triangular(x: FloatArray, parameters: Sequence[float]) -> FloatArray:
     Source: L. A. Zadeh, Fuzzy Sets, Information and Control 8, 1965.
     """
     a, b, c = parameters
-    rising = (x - a) / (b - a) if b > a else np.where(x >= b, np.inf, 0.0)
-    # At least one of the two is a ramp, and carries a NaN on.
-    falling = (c - x) / (c - b) if c > b else np.where(x <= b, np.inf, 0.0)
+    with np.errstate(over="ignore"):  # beside an almost vertical ramp the quotient is infinite, and is clipped to 1
+        rising = (x - a) / (b - a) if b > a else np.where(x >= b, np.inf, 0.0)
+        # At least one of the two is a ramp, and carries a NaN on.
+        falling = (c - x) / (c - b) if c > b else np.where(x <= b, np.inf, 0.0)
     membership: FloatArray = np.clip(np.minimum(rising, falling), 0.0, 1.0)
     return membership
 

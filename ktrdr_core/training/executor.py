@@ -131,7 +131,7 @@ class TrainingExecutor:
                 start,
                 end,
                 shares,
-                str(DataMode(data_mode)),
+                _parse_data_mode(data_mode),
                 Path(resume_from) if resume_from is not None else None,
             )
         except KtrdrError:
@@ -204,6 +204,11 @@ class TrainingExecutor:
             self._warn(
                 "MIXED_PRECISION_UNSUPPORTED",
                 f"{trained.device.device} has no mixed precision; trained in full precision",
+            )
+        if self._settings.memory_fraction is not None and trained.device.device_type != "cuda":
+            self._warn(
+                "MEMORY_FRACTION_UNSUPPORTED",
+                f"memory_fraction limits the memory of a CUDA device; {trained.device.device} is used without a limit",
             )
         try:
             self._begin(TrainingStep.EVALUATION)
@@ -281,6 +286,13 @@ def _tell(callback: Callable[..., None], *arguments: object) -> None:
         raise
     except Exception:  # a watcher's defect must not cost the training
         logger.exception("callback failed at %s; training goes on", arguments)
+
+
+def _parse_data_mode(value: str) -> str:
+    try:
+        return str(DataMode(value))
+    except ValueError:
+        raise InvalidInputError(f"data_mode must be local or csv, was {value!r}", field="data_mode") from None
 
 
 def _parse_day(value: date | str, field: str) -> date:

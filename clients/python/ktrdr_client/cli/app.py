@@ -14,7 +14,7 @@ from ktrdr_client.cli import exit_codes
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.settings import ClientSettings
-from ktrdr_core.errors import InternalError, KtrdrError
+from ktrdr_core.errors import InternalError, InvalidInputError, KtrdrError
 
 _GLOBAL_OPTIONS = ("--backend", "--data-dir", "--debug", "--version")
 # typer carries a click of its own since 0.20; its errors are found through a class both have.
@@ -50,8 +50,10 @@ class Mode(StrEnum):
     HOST = "host"
 
 
+_FLAG = ""  # else help shows <bool>, as if the option took a value
+
 TrainingId = Annotated[str, typer.Argument(metavar="ID", help="Id of the training, or its first characters.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Json = Annotated[bool, typer.Option("--json", metavar=_FLAG, help="Print one JSON object a line.")]
 StartDate = Annotated[str | None, typer.Option("--start", metavar="DATE", help="First day, YYYY-MM-DD, UTC.")]
 EndDate = Annotated[str | None, typer.Option("--end", metavar="DATE", help="Last day, YYYY-MM-DD, UTC.")]
 
@@ -78,9 +80,12 @@ def main_options(
         Path | None,
         typer.Option(help="State of the embedded backend; also KTRDR_DATA_DIR. Default: ~/.local/share/ktrdr."),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", metavar=_FLAG, help="Show tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+        bool,
+        typer.Option(
+            "--version", metavar=_FLAG, is_eager=True, callback=_print_version, help="Print the version and end."
+        ),
     ] = False,
 ) -> None:
     del version  # its callback has ended the run
@@ -106,13 +111,17 @@ def _session(context: typer.Context, *, is_json: bool = False) -> CliSession:
 @models_app.command()
 def train(
     context: typer.Context,
-    strategy: Annotated[str, typer.Argument(help="Strategy file, or name of a strategy the backend knows.")],
+    strategy: Annotated[
+        str, typer.Argument(metavar="STRATEGY", help="Strategy file, or name of a strategy the backend knows.")
+    ],
     symbols: Annotated[str | None, typer.Option(metavar="A,B", help="Instead of the strategy's symbols.")] = None,
     timeframes: Annotated[str | None, typer.Option(metavar="A,B", help="Instead of its timeframes.")] = None,
     start: StartDate = None,
     end: EndDate = None,
     mode: Annotated[Mode | None, typer.Option(help="Where to run. Default: as the backend is configured.")] = None,
-    require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Fail rather than run without a GPU.")] = False,
+    require_gpu: Annotated[
+        bool, typer.Option("--require-gpu", metavar=_FLAG, help="Fail rather than run without a GPU.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training part.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per optimiser update.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
@@ -121,8 +130,12 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change the strategy, such as indicators[0].period=21."),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not watch; print the id and end.")] = False,
-    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, train nothing.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", metavar=_FLAG, help="Do not watch; print the id and end.")
+    ] = False,
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", metavar=_FLAG, help="Check everything, train nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Train a strategy and watch it."""
@@ -161,7 +174,7 @@ def cancel(
     context: typer.Context,
     training_id: TrainingId,
     save_checkpoint: Annotated[
-        bool, typer.Option("--save-checkpoint", help="Stop at the next batch and keep a checkpoint.")
+        bool, typer.Option("--save-checkpoint", metavar=_FLAG, help="Stop at the next batch and keep a checkpoint.")
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -213,8 +226,8 @@ def config_get(context: typer.Context, as_json: Json = False) -> int:
 @config_app.command(name="set")
 def config_set(
     context: typer.Context,
-    key: Annotated[str, typer.Argument(help="default_mode")],
-    value: Annotated[str, typer.Argument(help="auto, local or host")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="default_mode")],
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="auto, local or host")],
     as_json: Json = False,
 ) -> int:
     """Change the backend's configuration; kept across restarts."""
@@ -288,7 +301,9 @@ def models_list(
 @models_app.command(name="show")
 def models_show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Name in the store, a strategy (its newest) or a model id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name in the store, a strategy (its newest) or a model id.")
+    ],
     as_json: Json = False,
 ) -> int:
     """Show one stored model."""
@@ -300,11 +315,15 @@ def models_show(
 @models_app.command(name="predict")
 def models_predict(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Model directory, name in the store, or strategy (its newest).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model directory, name in the store, or strategy (its newest).")
+    ],
     symbol: Annotated[str | None, typer.Option(help="Instrument. Default: the one the model was trained on.")] = None,
     start: StartDate = None,
     end: EndDate = None,
-    bars_dir: Annotated[Path | None, typer.Option(help="Bars. Default: KTRDR_BARS_DIR, or data.")] = None,
+    bars_dir: Annotated[
+        Path | None, typer.Option(help="Bars. Default: KTRDR_BARS_DIR, or data, or the backend's.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Print a model's decision for each bar; without dates for the last 24 bars."""
@@ -329,7 +348,7 @@ def strategies_list(context: typer.Context, as_json: Json = False) -> int:
 @strategies_app.command(name="validate")
 def strategies_validate(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Strategy file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Strategy file.")],
     as_json: Json = False,
 ) -> int:
     """Check a strategy file, without bars and without a backend."""
@@ -342,9 +361,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run one invocation; every error becomes one sentence on stderr and an exit code."""
     is_debug = "--debug" in arguments
     try:
-        return int(app(args=list(arguments), standalone_mode=False) or 0)
+        return int(app(args=list(arguments), prog_name="ktrdr", standalone_mode=False) or 0)
     except _AnyClickError as error:
-        return _usage_error(error)
+        return _usage_error(error, arguments)
     except KtrdrError as error:
         if is_debug:
             raise
@@ -388,16 +407,21 @@ def _write_json_error(error: KtrdrError) -> None:
     sys.stdout.write(line("error", fields) + "\n")
 
 
-def _usage_error(error: Any) -> int:
+def _usage_error(error: Any, arguments: Sequence[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return ExitCode.BAD_INPUT
-    text = error.format_message().rstrip(".")
+    from ktrdr_client.cli.usage import usage_sentence
+
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "ktrdr"
+    text = usage_sentence(error.format_message(), arguments)
     misplaced = next((option for option in _GLOBAL_OPTIONS if option in text and "No such option" in text), None)
     if misplaced and path != "ktrdr":
-        _tell(f"{misplaced} goes before the command: ktrdr {misplaced} ... {path.removeprefix('ktrdr ')}")
+        text = f"{misplaced} goes before the command: ktrdr {misplaced} ... {path.removeprefix('ktrdr ')}"
     else:
-        _tell(f"{text}; see {path} --help")
+        text = f"{text}; see {path} --help"
+    _tell(text)
+    if "--json" in arguments:
+        _write_json_error(InvalidInputError(text))
     return ExitCode.BAD_INPUT

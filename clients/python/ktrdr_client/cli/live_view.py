@@ -26,7 +26,9 @@ from ktrdr_core.domain.progress import (
 )
 from ktrdr_core.domain.states import TrainingState
 
-_BAR_WIDTH = 36
+_MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 4, 36
+# Beside a bar: its name, its count, the gaps, and `elapsed 1:02:03  remaining 1:02:03`.
+_BESIDE_BAR_WIDTH = 56
 _REFRESH_PER_S = 8
 _RUNNING = (TrainingState.RUNNING, TrainingState.UPLOADING, TrainingState.CANCELLING)
 
@@ -103,7 +105,7 @@ class LiveView:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", width=7)
         grid.add_column(justify="right", width=9)
-        grid.add_column(width=_BAR_WIDTH)
+        grid.add_column(width=min(max(self._session.out.width - _BESIDE_BAR_WIDTH, _MIN_BAR_WIDTH), _MAX_BAR_WIDTH))
         grid.add_column(no_wrap=True)
         step = int(summary.step or 0)
         title = STEP_TITLES[summary.step] if summary.step else ""
@@ -169,7 +171,6 @@ def _bar(fraction: float) -> ProgressBar:
     return ProgressBar(
         total=1.0,
         completed=min(max(fraction, 0.0), 1.0),
-        width=_BAR_WIDTH,
         complete_style="cyan",
         finished_style="green",
     )

@@ -41,7 +41,12 @@ async def predict(
         raise InvalidInputError(f"--start {start_date} is after --end {end_date}; swap them", field="--start")
     if importlib.util.find_spec("torch") is None:
         raise UnsupportedError("predicting needs torch, which is not installed; run: pip install 'ktrdr[train]'")
-    path = _by_path(model) or await _by_name(session, model)
+    own_bars_dir = session.settings.bars_dir
+    path = _by_path(model)
+    if path is None:
+        path, served_bars_dir = await _by_name(session, model)
+        if not own_bars_dir.is_dir() and served_bars_dir.is_dir():
+            own_bars_dir = served_bars_dir  # the backend runs here and reads others
 
     from ktrdr_core.data.bar_store import DirectoryBarStore
     from ktrdr_core.data.bars import time_text
@@ -50,7 +55,7 @@ async def predict(
     metadata = load_result(path)["metadata"]
     symbol = symbol or metadata["symbols"][0]
     timeframe = metadata["timeframes"][0]
-    bars = DirectoryBarStore(bars_dir or session.settings.bars_dir).load(symbol, timeframe)
+    bars = DirectoryBarStore(bars_dir or own_bars_dir).load(symbol, timeframe)
     wanted = bars.between(start_date, end_date).times
     if not len(wanted):
         raise InvalidInputError(
@@ -98,6 +103,7 @@ def _write_json(session: CliSession, predictions: Predictions, rows: list[int]) 
         values = {
             "time": time_text(int(predictions.times[row])),
             "decision": CLASS_NAMES[int(predictions.decisions[row])],
+            "class": CLASS_NAMES[int(predictions.classes[row])],
             "probabilities": {
                 name: float(each) for name, each in zip(CLASS_NAMES, predictions.probabilities[row], strict=True)
             },
@@ -117,13 +123,14 @@ def _by_path(model: str) -> Path | None:
     return None
 
 
-async def _by_name(session: CliSession, model: str) -> Path:
-    """Return the directory of a model in the backend's store, if it is on this machine."""
+async def _by_name(session: CliSession, model: str) -> tuple[Path, Path]:
+    """Return the directory of a model in the backend's store, if it is on this machine, and that of its bars."""
     async with session.client() as client:
         stored = await client.get_model(model)
+        config = await client.get_config()
     if not (Path(stored.path) / _WEIGHTS).is_file():
         raise ModelNotFoundError(
             f"model {stored.name} is at {stored.path} on the backend's machine and not on this one; run this there, "
             "or copy that directory here and give its path"
         )
-    return Path(stored.path)
+    return Path(stored.path), Path(config.bars_path)

@@ -48,7 +48,8 @@ def _tell_completed(session: CliSession, training: Training) -> None:
     session.out.print(metrics_table(result.training_metrics, result.test_metrics))
     session.say("")
     session.say(baseline_sentence(result.test_metrics))
-    session.say(best_epoch_sentence(result.training_metrics))
+    if result.training_metrics["best_epoch"]:  # 0: a backend older than the field
+        session.say(best_epoch_sentence(result.training_metrics))
     for warning in result.warnings:
         session.out.print(Text(f"warning: {warning}", style="yellow"))
     session.say("")
