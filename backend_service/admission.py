@@ -9,6 +9,7 @@ from backend_service.operations.training_record import TrainingSnapshot
 from backend_service.operations.trainings import Trainings
 from backend_service.orchestration.dispatcher import Dispatcher
 from backend_service.orchestration.selector import ExecutionModeSelector
+from backend_service.orchestration.trainers import Trainers
 from backend_service.strategies import MAX_STRATEGY_BYTES
 from ktrdr_core.data.bar_store import BarStore
 from ktrdr_core.domain.spec import TrainingSpec
@@ -18,6 +19,7 @@ from ktrdr_core.errors import (
     InvalidInputError,
     InvalidSpecError,
     SeriesNotFoundError,
+    UnavailableError,
 )
 from ktrdr_core.training.preflight import preflight, prepare_strategy
 
@@ -35,14 +37,15 @@ class CheckedSpec:
 class Admission:
     """Validates and accepts trainings.
 
-    What will run on this machine is checked against this machine's bars in full. What may run on a trainer is checked
-    in full if the bars are here too; else only what needs no bars, and the trainer checks its own when it is asked.
+    What will run on this machine is checked against this machine's bars. What may run on a trainer is checked against
+    them if they are here too; else the trainers are asked to check it against theirs.
 
     Args:
         trainings: Where accepted ones go.
         dispatcher: Who takes charge of them.
         selector: Knows whether a trainer is considered.
         bar_store: This machine's bars.
+        trainers: Those to ask.
     """
 
     def __init__(
@@ -51,11 +54,13 @@ class Admission:
         dispatcher: Dispatcher,
         selector: ExecutionModeSelector,
         bar_store: BarStore,
+        trainers: Trainers,
     ) -> None:
         self._trainings = trainings
         self._dispatcher = dispatcher
         self._selector = selector
         self._bar_store = bar_store
+        self._trainers = trainers
         self._is_draining = False
         self._accepts: set[asyncio.Task[TrainingSnapshot]] = set()
 
@@ -69,11 +74,28 @@ class Admission:
         Raises:
             InvalidInputError: A rule is broken; the violation names the field.
             SeriesNotFoundError: There are no such bars.
+            UnavailableError: Only a trainer can have the bars, and none answers.
         """
+        checked = await asyncio.to_thread(_check_strategy, spec)
+        try:
+            plan = await asyncio.to_thread(preflight, spec, self._bar_store)
+        except SeriesNotFoundError as error:
+            await self._check_elsewhere(spec, error)
+            return checked
+        dated = replace(checked.normalised, start_date=plan.start_date, end_date=plan.end_date)
+        return replace(checked, normalised=dated)
+
+    async def _check_elsewhere(self, spec: TrainingSpec, missing: SeriesNotFoundError) -> None:
         mode = None if spec.execution_mode is None else str(spec.execution_mode)
         needs_gpu = spec.require_gpu or spec.num_gpus > 0
-        may_leave = self._selector.may_use_trainer(mode, require_gpu=needs_gpu)
-        return await asyncio.to_thread(self._check, spec, may_leave)
+        if not self._selector.may_use_trainer(mode, require_gpu=needs_gpu):
+            raise missing
+        try:
+            await self._trainers.check_spec(spec)
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"on the backend's machine, {missing.message}; and {error.message}; start a trainer that has these bars"
+            ) from error
 
     async def accept(self, spec: TrainingSpec, *, request_id: str) -> TrainingSnapshot:
         """Accept a training, or return the one this request_id has already made.
@@ -116,19 +138,13 @@ class Admission:
             self._dispatcher.submit(record)
         return snapshot
 
-    def _check(self, spec: TrainingSpec, may_leave: bool) -> CheckedSpec:
-        size_bytes = len(spec.strategy_yaml.encode())
-        if size_bytes > MAX_STRATEGY_BYTES:
-            raise InvalidSpecError(
-                f"strategy must have at most {MAX_STRATEGY_BYTES} bytes, had {size_bytes}", field="spec.strategy"
-            )
-        strategy, _ = prepare_strategy(spec)
-        normalised = replace(spec, symbols=strategy.symbols, timeframes=strategy.timeframes)
-        try:
-            plan = preflight(spec, self._bar_store)
-        except SeriesNotFoundError:
-            if not may_leave:
-                raise
-        else:
-            normalised = replace(normalised, start_date=plan.start_date, end_date=plan.end_date)
-        return CheckedSpec(strategy_name=strategy.name, normalised=normalised)
+
+def _check_strategy(spec: TrainingSpec) -> CheckedSpec:
+    size_bytes = len(spec.strategy_yaml.encode())
+    if size_bytes > MAX_STRATEGY_BYTES:
+        raise InvalidSpecError(
+            f"strategy must have at most {MAX_STRATEGY_BYTES} bytes, had {size_bytes}", field="spec.strategy"
+        )
+    strategy, _ = prepare_strategy(spec)
+    normalised = replace(spec, symbols=strategy.symbols, timeframes=strategy.timeframes)
+    return CheckedSpec(strategy_name=strategy.name, normalised=normalised)

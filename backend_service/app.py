@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from backend_service.activity import Activity
 from backend_service.admission import Admission
 from backend_service.configuration import Configuration
-from backend_service.directory_lock import DirectoryLock
 from backend_service.operations.sql_store import SqlOperationsStore
 from backend_service.operations.trainings import Trainings
 from backend_service.orchestration.dispatcher import Dispatcher
@@ -41,10 +40,12 @@ from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.errors import KtrdrError
 from ktrdr_core.execution.devices import probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
-from ktrdr_core.execution.fork_server import is_training_available
+from ktrdr_core.execution.fork_server import is_training_available, stop_fork_server
 from ktrdr_core.execution.process_engine import ProcessEngine
+from ktrdr_core.execution.warm_up import warm_up_or_log
 from ktrdr_core.logging import configure_logging, get_logger
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
+from ktrdr_core.storage.directory_lock import DirectoryLock
 from ktrdr_core.storage.model_storage import ModelStorage
 
 SERVICE_NAMES = (
@@ -53,7 +54,7 @@ SERVICE_NAMES = (
     "ktrdr.data.v1.MarketDataService",
     "ktrdr.trainer.v1.TrainerRegistryService",
 )
-STOP_GRACE_S = 1.5  # a heartbeat, in which every stream notices
+STOP_GRACE_S = 1.5  # for the calls in flight; every stream is told to end
 _log = get_logger(__name__)
 
 
@@ -119,13 +120,15 @@ class BackendApp:
             await self._dispatcher.drain(self.settings.drain_s, self._hurry)
         if self._relay is not None:
             self._relay.stop()
+        if self._health is not None:
+            self._health.end_watches()
         if self._server is not None:
             await self._server.stop(0 if self._hurry.is_set() else STOP_GRACE_S)
         await self._cleanup.aclose()
 
     async def _start(self) -> int:
         settings = self.settings
-        lock = DirectoryLock(settings.data_dir)
+        lock = DirectoryLock(settings.data_dir / "backend.lock", owner="backend")
         lock.acquire()
         self._cleanup.callback(lock.release)
         store = await SqlOperationsStore.open(settings.database_path)
@@ -155,8 +158,8 @@ class BackendApp:
         host = HostRunner(
             trainers, publisher, upload_target=self._upload_target, trainer_lost_s=settings.trainer_lost_s
         )
-        dispatcher = Dispatcher(trainings, selector, local=local, host=host)
-        admission = Admission(trainings, dispatcher, selector, DirectoryBarStore(settings.bars_dir))
+        dispatcher = Dispatcher(trainings, selector, local=local, host=host, kill_limit_s=settings.kill_limit_s)
+        admission = Admission(trainings, dispatcher, selector, DirectoryBarStore(settings.bars_dir), trainers)
         relay = ProgressRelay(trainings)
         strategies = Strategies(settings.strategies_dir, store=store, storage=storage)
         uploads = UploadReceiver(
@@ -202,6 +205,9 @@ class BackendApp:
         await uploads.remove_stale()
         await reconcile(trainings, dispatcher, publisher)
         await server.start()
+        if engine is not None:
+            warming = asyncio.create_task(warm_up_or_log(engine))
+            self._cleanup.callback(warming.cancel)
         self._server, self._health = server, health
         self._admission, self._dispatcher, self._relay, self._activity = admission, dispatcher, relay, activity
         _log.info("serving on %s:%d, data in %s", settings.host, self.port, settings.data_dir)
@@ -262,6 +268,8 @@ def run(flags: Mapping[str, Any]) -> int:
     except KtrdrError as error:
         sys.stderr.write(f"ktrdr-backend: {error.message}\n")
         return 3
+    finally:
+        stop_fork_server()
     return 0
 
 

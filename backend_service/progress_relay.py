@@ -32,11 +32,11 @@ class ProgressRelay:
     def __init__(self, trainings: Trainings, *, heartbeat_s: float = 1.0) -> None:
         self._trainings = trainings
         self._heartbeat_s = heartbeat_s
-        self._is_stopping = False
 
     def stop(self) -> None:
-        """End every stream within a heartbeat, so that watchers reconnect elsewhere or later."""
-        self._is_stopping = True
+        """End every stream, so that watchers reconnect elsewhere or later."""
+        for record in self._trainings.active:
+            record.log.interrupt(DrainingError("the backend is stopping; reconnect with the last sequence you saw"))
 
     async def watch(self, training_id: str, after_sequence: int) -> AsyncGenerator[ProgressUpdate]:
         """Yield the training now, every durable event after `after_sequence`, batches and heartbeats as they come,
@@ -55,8 +55,6 @@ class ProgressRelay:
         is_told = False
         async with aclosing(batches):
             async for events in batches:
-                if self._is_stopping and not log.is_closed:
-                    raise DrainingError("the backend is stopping; reconnect with the last sequence you saw")
                 is_told = bool(events) and events[-1].terminal_state is not None
                 snapshot = await self._trainings.snapshot(training_id) if is_told else None
                 yield ProgressUpdate(events=tuple(events), snapshot=snapshot)

@@ -31,6 +31,7 @@ class BackendSettings(BaseSettings):
         health_timeout_s: Limit of a trainer's health check.
         trainer_lost_s: Silence after which a trainer's training fails.
         drain_s: Time local trainings get to end after SIGTERM.
+        kill_limit_s: Time a killed worker gets to be gone; then the backend ends without it.
         exit_when_idle_s: End after this long without training and RPC; None never does.
         log_level: Least level of the log on stderr.
     """
@@ -58,6 +59,7 @@ class BackendSettings(BaseSettings):
     health_timeout_s: float = Field(default=2.0, gt=0)
     trainer_lost_s: float = Field(default=10.0, gt=0)
     drain_s: float = Field(default=10.0, ge=0)
+    kill_limit_s: float = Field(default=5.0, ge=0)
     exit_when_idle_s: float | None = Field(default=None, gt=0)
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
 

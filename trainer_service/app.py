@@ -18,11 +18,12 @@ from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.errors import IllegalStateError, KtrdrError
 from ktrdr_core.execution.devices import Device, probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
-from ktrdr_core.execution.fork_server import is_training_available
+from ktrdr_core.execution.fork_server import is_training_available, stop_fork_server
 from ktrdr_core.execution.process_engine import ProcessEngine
+from ktrdr_core.execution.warm_up import warm_up_or_log
 from ktrdr_core.logging import configure_logging, get_logger
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
-from trainer_service.directory_lock import DirectoryLock
+from ktrdr_core.storage.directory_lock import DirectoryLock
 from trainer_service.orchestrator import HostTrainingOrchestrator
 from trainer_service.recovery import load_sessions
 from trainer_service.server_info import ServerInfo
@@ -30,7 +31,7 @@ from trainer_service.servicer import SERVICE_NAME, TrainerServicer
 from trainer_service.settings import TrainerSettings
 
 _SWEEP_EVERY_S = 3600.0
-_GRACE_S = 1.0
+_GRACE_S = 1.0  # for the calls in flight; every stream is told to end
 _log = get_logger(__name__)
 
 
@@ -54,7 +55,7 @@ class TrainerApp:
         self.port = 0
         self._probe = probe
         self._engine: ExecutionEngine = engine or ProcessEngine(settings.slots, log_level=settings.log_level)
-        self._lock = DirectoryLock(settings.sessions_dir)
+        self._lock = DirectoryLock(settings.sessions_dir.with_name("sessions.lock"), owner="trainer")
         self._server: grpc.aio.Server | None = None
         self._health: HealthServicer | None = None
         self._orchestrator: HostTrainingOrchestrator | None = None
@@ -96,6 +97,8 @@ class TrainerApp:
         await server.start()
         server_info.start_probe()
         self._background = [asyncio.create_task(_sweep_for_ever(orchestrator, settings.keep_ended_s))]
+        if not unavailable_reason:
+            self._background.append(asyncio.create_task(warm_up_or_log(self._engine)))
         self._server, self._health = server, health
         self._orchestrator, self._server_info = orchestrator, server_info
         _log.info("Serving on %s:%d, %d slots, bars in %s", settings.host, self.port, settings.slots, bars_dir)
@@ -122,6 +125,8 @@ class TrainerApp:
         if self._orchestrator is not None:
             limit_s = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
             await self._orchestrator.drain(limit_s, self._hurry)
+        if self._health is not None:
+            self._health.end_watches()
         if self._server is not None:
             await self._server.stop(_GRACE_S)
         if self._server_info is not None:
@@ -167,6 +172,8 @@ def run(flags: Mapping[str, Any]) -> int:
     except KtrdrError as error:
         sys.stderr.write(f"ktrdr-trainer: {error.message}\n")
         return 3
+    finally:
+        stop_fork_server()
     return 0
 
 

@@ -2,7 +2,8 @@
 
 The first line says what the session is; each other line is an event, or a fact that only this trainer needs: the
 worker's process, the artifact and its result, a new upload target. Lines that change what a restart does are fsynced,
-others are written. A line torn by a crash is cut off when the journal is opened again.
+others are written, CANCELLING too: the end follows within moments and is fsynced, and a power cut between the two ends
+the worker as well. A line torn by a crash is cut off when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ktrdr_core.clock import from_iso, to_iso
 from ktrdr_core.domain.progress import ProgressEvent, StateDetail
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.spec import TrainingSpec
+from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import CorruptDataError
 from ktrdr_core.logging import get_logger
 
@@ -121,7 +123,9 @@ class Journal:
 
     def append_event(self, event: ProgressEvent) -> None:
         """Add a durable event."""
-        self._append(f'{{"event":{event.to_json()}}}', is_synced=isinstance(event.detail, StateDetail))
+        detail = event.detail
+        is_synced = isinstance(detail, StateDetail) and detail.state is not TrainingState.CANCELLING
+        self._append(f'{{"event":{event.to_json()}}}', is_synced=is_synced)
 
     def append_worker(self, worker: WorkerProcess) -> None:
         """Add which process runs the session."""

@@ -13,6 +13,7 @@ from ktrdr_core.clock import utc_now
 from ktrdr_core.config.naming import check_name
 from ktrdr_core.data.bar_store import BarStore
 from ktrdr_core.domain.progress import ProgressEvent, StateDetail
+from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
     AlreadyExistsError,
@@ -76,6 +77,15 @@ class HostTrainingOrchestrator:
         for session in self._sessions.values():
             if not session.log.is_closed:
                 self._start_run(session, self._resume(session))
+
+    async def check(self, spec: TrainingSpec) -> None:
+        """Validate a spec against the bars of this machine; nothing is started.
+
+        Raises:
+            InvalidInputError: A rule is broken.
+            SeriesNotFoundError: This trainer has no such bars.
+        """
+        await asyncio.to_thread(preflight, spec, self._bar_store)
 
     async def train(self, order: SessionOrder) -> Session:
         """Accept a session, or answer the one that has its id and content.
@@ -195,7 +205,7 @@ class HostTrainingOrchestrator:
                 f"every slot of this trainer is taken ({self._engine.num_slots}); try again later, or start it with"
                 " more --slots"
             )
-        await asyncio.to_thread(preflight, order.spec, self._bar_store)
+        await self.check(order.spec)
         directory = self._sessions_dir / order.session_id
         try:
             journal = await asyncio.to_thread(Journal.create, directory, order)
@@ -236,7 +246,8 @@ class HostTrainingOrchestrator:
         except Exception as error:  # noqa: BLE001  a defect must not leave a session that runs for ever
             _log.error("Session broke session_id=%s", session.session_id, exc_info=error)
             if session.worker is not None:
-                await session.worker.cancel(reason="the trainer has a defect")
+                with contextlib.suppress(KtrdrError):  # the worker cannot be ended, which may be what broke
+                    await session.worker.cancel(reason="the trainer has a defect")
             await self._end(
                 session,
                 TrainingState.FAILED,

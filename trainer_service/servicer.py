@@ -29,6 +29,9 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
 
     async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
         order = order_from_proto(request)
+        if request.validate_only:
+            await self._orchestrator.check(order.spec)
+            return pb.TrainResponse()
         session = await self._orchestrator.train(order)
         return pb.TrainResponse(session=await session_to_proto(session))
 

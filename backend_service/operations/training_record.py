@@ -183,13 +183,15 @@ class TrainingRecord:
         """Store a session of this training, new or changed."""
         await self._undisturbed(self._put_session(session))
 
-    async def accept_cancel(self, *, save_checkpoint: bool, message: str) -> None:
+    def accept_cancel(self, *, save_checkpoint: bool, message: str) -> asyncio.Future[None]:
         """Show CANCELLING and keep what was asked for, so that a restarted backend goes on cancelling.
 
-        Raises:
-            IllegalStateError: The training has ended.
+        The change is in line when this returns: whatever is asked of the record later is stored after CANCELLING.
+
+        Returns:
+            Done once it is stored; raises IllegalStateError if the training has ended.
         """
-        await self._undisturbed(self._accept_cancel(save_checkpoint, message))
+        return self._begin(self._accept_cancel(save_checkpoint, message))
 
     async def wait_for(self, condition: Callable[[TrainingState], bool]) -> TrainingState:
         """Return the state once it meets `condition`."""
@@ -202,11 +204,14 @@ class TrainingRecord:
         return await self.wait_for(lambda state: state.is_terminal)
 
     async def _undisturbed(self, change: Coroutine[Any, Any, T]) -> T:
+        return await self._begin(change)
+
+    def _begin(self, change: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Finish `change` although its caller may be cancelled: store, memory and watchers must not be torn apart."""
         task = asyncio.get_running_loop().create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
+        return asyncio.shield(task)
 
     async def _append(self, event: ProgressEvent, session: SessionRow | None) -> bool:
         async with self._lock:

@@ -26,6 +26,7 @@ from ktrdr_core.logging import get_logger
 _log = get_logger(__name__)
 
 MAX_RETRY_S = 1.0
+KILL_LIMIT_S = 5.0
 
 
 class Dispatcher:
@@ -39,6 +40,7 @@ class Dispatcher:
         selector: Decides on the place.
         local: The backend's machine; None if it cannot train.
         host: The trainers.
+        kill_limit_s: Time a killed worker gets to be gone before a drain goes on without it.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Dispatcher:
         *,
         local: LocalTrainingOrchestrator | None,
         host: HostRunner,
+        kill_limit_s: float = KILL_LIMIT_S,
     ) -> None:
         self._trainings = trainings
         self._selector = selector
         self._local = local
         self._host = host
+        self._kill_limit_s = kill_limit_s
         self._trainer_line = asyncio.Lock()
         self._runs: dict[str, Run] = {}
 
@@ -83,7 +87,10 @@ class Dispatcher:
             if reason
             else CancelOrder(save_checkpoint=save_checkpoint)
         )
-        await record.accept_cancel(save_checkpoint=save_checkpoint, message=f"Cancelling: {order.reason}")
+        accepting = record.accept_cancel(save_checkpoint=save_checkpoint, message=f"Cancelling: {order.reason}")
+        if run.is_placed:
+            run.cancel(order)  # the worker need not go on while CANCELLING is written; its end is stored after that
+        await accepting
         run.cancel(order)
         if not run.is_placed and run.task is not None:
             run.task.cancel()
@@ -96,7 +103,8 @@ class Dispatcher:
     async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
         """Let trainings on this machine end within the limit or until `hurry`; those on trainers go on without us.
 
-        Queued trainings stay QUEUED and are dispatched by the next start.
+        Queued trainings stay QUEUED and are dispatched by the next start. A worker that SIGKILL does not end within
+        `kill_limit_s` is left to the kernel; the next start ends its training.
         """
         runs = list(self._runs.values())
         local = [run for run in runs if run.is_placed and _is_local(run.record)]
@@ -115,7 +123,9 @@ class Dispatcher:
                 if run.task in late:
                     run.cancel(CancelOrder(is_drain=True, reason="the backend stops"))
         if tasks or others:
-            await asyncio.wait([*tasks, *others])
+            _, left = await asyncio.wait([*tasks, *others], timeout=self._kill_limit_s)
+            for task in left:
+                _log.error("%s does not end within %g s; stopping without it", task.get_name(), self._kill_limit_s)
 
     async def _drive(self, run: Run) -> None:
         record = run.record

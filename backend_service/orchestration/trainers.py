@@ -15,12 +15,16 @@ from ktrdr.trainer.v1 import trainer_service_pb2 as trainer_pb2
 from ktrdr.trainer.v1.trainer_info_pb2 import TrainerInfo
 from ktrdr.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
 
+from ktrdr_core.domain.spec import TrainingSpec
+from ktrdr_core.errors import InvalidInputError, KtrdrError, NotFoundError, UnavailableError
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
+from ktrdr_core.wire.to_proto import spec_to_proto
 
 if TYPE_CHECKING:
     from ktrdr.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
+CHECK_TIMEOUT_S = 5.0
 DEVICES_TIMEOUT_S = 30.0  # a cold trainer loads torch to look
 TRAINER_SERVICE = "ktrdr.trainer.v1.TrainerService"
 
@@ -116,6 +120,32 @@ class Trainers:
                 return (await self.stub(address).GetServerInfo(trainer_pb2.GetServerInfoRequest())).trainer
         except TimeoutError:
             return None
+
+    async def check_spec(self, spec: TrainingSpec) -> None:
+        """Return if a trainer would take `spec` with the bars it has.
+
+        Raises:
+            InvalidInputError, NotFoundError: A trainer refuses it and none takes it.
+            UnavailableError: No trainer answers.
+        """
+        if not self.addresses:
+            raise UnavailableError("no trainer is configured")
+        request = trainer_pb2.TrainRequest(spec=spec_to_proto(spec), validate_only=True)
+        answers = await asyncio.gather(*(self._ask_check(address, request) for address in self.addresses))
+        if None in answers:
+            return
+        refusals = [answer for answer in answers if isinstance(answer, InvalidInputError | NotFoundError)]
+        if refusals:
+            raise refusals[0]
+        details = "; ".join(f"{address}: {answer}" for address, answer in zip(self.addresses, answers, strict=True))
+        raise UnavailableError(f"no trainer answers ({details})")
+
+    async def _ask_check(self, address: str, request: trainer_pb2.TrainRequest) -> KtrdrError | None:
+        try:
+            await self.stub(address).Train(request, timeout=CHECK_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return from_rpc_error(error)
+        return None
 
     async def close(self) -> None:
         """Close every channel."""

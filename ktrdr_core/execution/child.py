@@ -66,6 +66,8 @@ class ChildProcess:
         try:
             await asyncio.get_running_loop().run_in_executor(_LAUNCHER, self._start)
         except (OSError, EOFError) as error:
+            if self._is_kill_wanted:
+                raise UnavailableError("the process was given up before it had started") from error
             raise UnavailableError(
                 f"a worker process could not be started ({type(error).__name__}: {error}); "
                 "see the log of this service, and try again once memory and process limits allow it"
@@ -79,8 +81,12 @@ class ChildProcess:
 
     def _start(self) -> None:
         try:
+            if self._is_kill_wanted:
+                raise ProcessLookupError("given up while it waited for its turn")
             start_fork_server()
             self._process.start()
+            if self._is_kill_wanted:  # here too: the loop may have ended meanwhile
+                kill_group(cast(int, self._process.pid))
         finally:
             self.abandon()
 
@@ -156,6 +162,9 @@ async def run_in_child(function: Callable[..., T], *args: object, timeout_s: flo
         args: Its arguments.
         timeout_s: The child is killed after this.
 
+    Cancelled, it kills the child and returns once it is gone. One that the fork server has yet to start is not waited
+    for: a cold server answers only after its warm-up, and the child is killed as soon as there is one.
+
     Raises:
         KtrdrError: What the function raised, if it was of our error tree.
         InternalError: It raised something else; the traceback is on this process's stderr.
@@ -170,7 +179,10 @@ async def run_in_child(function: Callable[..., T], *args: object, timeout_s: flo
         answer, exit_code = await asyncio.shield(work)
     except asyncio.CancelledError:
         child.kill()
-        await asyncio.wait([work])
+        if child.pid:
+            await asyncio.wait([work])
+        else:
+            work.add_done_callback(_forget)
         raise
     finally:
         timer.cancel()
@@ -183,6 +195,12 @@ async def run_in_child(function: Callable[..., T], *args: object, timeout_s: flo
     if error is not None:
         raise error
     return cast(T, value)
+
+
+def _forget(work: asyncio.Future[Any]) -> None:
+    """Take the error of work nobody waits for any more."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def _receive(child: ChildProcess, reader: Connection) -> tuple[bytes | None, int]:

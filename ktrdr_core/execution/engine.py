@@ -112,6 +112,13 @@ class ExecutionEngine(Protocol):
     @property
     def num_free_slots(self) -> int: ...
 
+    async def warm_up(self) -> None:
+        """Return once the first session will start as fast as the others.
+
+        Raises:
+            InternalError: The warm-up failed; sessions will fail too, or start slowly.
+        """
+
     async def start(self, job: SessionJob) -> EngineSession:
         """Take a slot and start a session in it.
 
@@ -123,4 +130,7 @@ class ExecutionEngine(Protocol):
         """
 
     async def close(self) -> None:
-        """End every session's worker and return when all are gone; a second call does nothing."""
+        """End every session's worker and return when all are gone, within a stated limit; a second call does nothing.
+
+        A session whose worker survives the limit raises UnavailableError to those who wait for its outcome.
+        """

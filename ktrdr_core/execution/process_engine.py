@@ -17,7 +17,7 @@ from ktrdr_core.execution.child import run_in_child
 from ktrdr_core.execution.devices import Device, probe_devices
 from ktrdr_core.execution.engine import SessionJob
 from ktrdr_core.execution.fork_server import is_training_available, read_warm_up_error
-from ktrdr_core.execution.process_session import STOP_LIMIT_S, ProcessSession
+from ktrdr_core.execution.process_session import CLOSE_LIMIT_S, STOP_LIMIT_S, ProcessSession
 from ktrdr_core.execution.resources import GpuSampler
 from ktrdr_core.execution.worker import Runner, run_training_job
 
@@ -32,6 +32,7 @@ class ProcessEngine:
         devices: Devices of this machine, as `probe_devices` gave them; None asks when a job first wants a GPU.
         log_level: Of the workers' logs.
         stop_limit_s: How long a worker asked for a checkpoint may take.
+        close_limit_s: How long `close` waits for killed workers; one that is not gone then is left to the kernel.
         runner: What a worker runs.
     """
 
@@ -42,6 +43,7 @@ class ProcessEngine:
         devices: Sequence[Device] | None = None,
         log_level: str = "INFO",
         stop_limit_s: float = STOP_LIMIT_S,
+        close_limit_s: float = CLOSE_LIMIT_S,
         runner: Runner = run_training_job,
     ) -> None:
         if num_slots < 1:
@@ -50,6 +52,7 @@ class ProcessEngine:
         self._devices = None if devices is None else tuple(devices)
         self._log_level = log_level
         self._stop_limit_s = stop_limit_s
+        self._close_limit_s = close_limit_s
         self._runner = runner
         self._gpu = GpuSampler()
         self._sessions: dict[str, ProcessSession] = {}
@@ -109,7 +112,14 @@ class ProcessEngine:
     async def close(self) -> None:
         self._is_closed = True
         sessions = list(self._sessions.values())
-        await asyncio.gather(*(session.cancel(reason="The execution engine was closed") for session in sessions))
+        for session in sessions:
+            session.request_cancel(reason="The execution engine was closed")
+        endings = [asyncio.create_task(session.wait()) for session in sessions]
+        if endings:
+            await asyncio.wait(endings, timeout=self._close_limit_s)
+        for session in sessions:
+            session.give_up(self._close_limit_s)
+        await asyncio.gather(*endings, return_exceptions=True)
 
     async def _check_devices(self, job: SessionJob) -> None:
         if not (job.spec.num_gpus or job.spec.require_gpu):

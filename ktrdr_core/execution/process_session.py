@@ -25,6 +25,8 @@ KILL_AFTER_S = 0.040
 """A cancelled worker has this long to end by itself."""
 STOP_LIMIT_S = 30.0
 """A worker asked for a checkpoint has this long to stop and write it."""
+CLOSE_LIMIT_S = 10.0
+"""A closing engine waits this long for killed workers to be gone."""
 _MAX_PENDING_EVENTS = 10_000
 _PIPE_BUFFER_BYTES = 64 * 1024
 _PIPE_DRAIN_LIMIT_S = 1.0
@@ -94,6 +96,9 @@ class ProcessSession:
             await asyncio.to_thread(self.job.work_dir.mkdir, parents=True, exist_ok=True)
             await self._child.start()
         except (OSError, KtrdrError) as error:
+            if self._flag.is_raised:
+                self._finish_unstarted(TrainingState.CANCELLED, self._cancel_reason)
+                return
             self.launch_error = (
                 error
                 if isinstance(error, KtrdrError)
@@ -129,6 +134,19 @@ class ProcessSession:
             self._want(Want.CANCEL, reason, limit_s=KILL_AFTER_S)
         elif self._flag.want is Want.GO_ON:
             self._want(Want.STOP_WITH_CHECKPOINT, reason, limit_s=self._stop_limit_s)
+
+    def give_up(self, waited_s: float) -> None:
+        """Let go of a worker that does not end: who waits for the outcome gets an error, never a CANCELLED."""
+        if self._outcome.done():
+            return
+        error = UnavailableError(
+            f"worker {self.pid} was killed and is not gone after {waited_s:g} s; it is left behind"
+        )
+        self._log.error("%s", error.message)
+        self._outcome.set_exception(error)
+        self._outcome.exception()  # taken, in case nobody waits
+        self._are_events_complete = True
+        self._has_news.set()
 
     def resource_usage(self) -> ResourceUsage | None:
         if not self.pid or self._outcome.done():
@@ -215,7 +233,8 @@ class ProcessSession:
             self._kill_timer.cancel()
         self._log.info("Session ended %s: %s", outcome.state, outcome.message)
         self._on_gone(self)
-        self._outcome.set_result(outcome)
+        if not self._outcome.done():
+            self._outcome.set_result(outcome)
         self._are_events_complete = True
         self._has_news.set()
 

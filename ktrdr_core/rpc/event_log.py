@@ -7,6 +7,7 @@ does not read costs nothing. Of the transient batch events only the newest is ke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -35,6 +36,7 @@ class EventLog:
         self._lock = asyncio.Lock()
         self._commits: set[asyncio.Task[ProgressEvent]] = set()
         self._changed = asyncio.Event()
+        self._closed = asyncio.Event()
         self._interruption: KtrdrError | None = None
         for event in events:
             if event.sequence != len(self._events) + 1:
@@ -75,15 +77,19 @@ class EventLog:
         commit.add_done_callback(self._commits.discard)
         return await asyncio.shield(commit)
 
-    def watch(self, after_sequence: int = 0, *, heartbeat_s: float = 1.0) -> AsyncIterator[list[ProgressEvent]]:
+    def watch(
+        self, after_sequence: int = 0, *, heartbeat_s: float = 1.0, throttle_s: float = THROTTLE_S
+    ) -> AsyncIterator[list[ProgressEvent]]:
         """Return a stream of lists of events: durable ones after `after_sequence`, then what comes, batches conflated.
 
-        The first list comes at once, later ones at least 5 ms apart; an empty list is a heartbeat. Ends after the
-        terminal event. A batch event shown before the call is not shown again.
+        The first list comes at once, later ones at least `throttle_s` apart, but the terminal event never waits; an
+        empty list is a heartbeat. Ends after the terminal event. A batch event shown before the call is not shown
+        again.
 
         Args:
             after_sequence: Last sequence the watcher has seen.
             heartbeat_s: Quiet time after which an empty list comes.
+            throttle_s: Least time between lists.
 
         Raises:
             InvalidInputError: `after_sequence` is negative or above the last sequence.
@@ -93,20 +99,24 @@ class EventLog:
                 f"after_sequence must be 0 to {self.last_sequence}, was {after_sequence}; give the last you saw",
                 field="after_sequence",
             )
-        return self._watch(after_sequence, self._num_batches, heartbeat_s)
+        return self._watch(after_sequence, self._num_batches, heartbeat_s, throttle_s)
 
     def interrupt(self, error: KtrdrError) -> None:
         """End every watcher, now and later, with `error` once it has seen what is there; the log itself goes on."""
         self._interruption = error
         self._wake()
 
-    async def _watch(self, cursor: int, batches_seen: int, heartbeat_s: float) -> AsyncIterator[list[ProgressEvent]]:
+    async def _watch(
+        self, cursor: int, batches_seen: int, heartbeat_s: float, throttle_s: float
+    ) -> AsyncIterator[list[ProgressEvent]]:
         loop = asyncio.get_running_loop()
         next_send = 0.0
         last_send = loop.time()
         while True:
-            if (wait_s := next_send - loop.time()) > 0:
-                await asyncio.sleep(wait_s)
+            if next_send > loop.time() and not self.is_closed:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(next_send):
+                        await self._closed.wait()
             changed = self._changed
             fresh = self._events[cursor : cursor + MAX_EVENTS_PER_YIELD]
             cursor += len(fresh)
@@ -117,7 +127,7 @@ class EventLog:
             if fresh:
                 yield fresh
                 last_send = loop.time()
-                next_send = last_send + THROTTLE_S if is_caught_up else 0.0
+                next_send = last_send + throttle_s if is_caught_up else 0.0
                 continue
             if self.is_closed:
                 return
@@ -144,6 +154,8 @@ class EventLog:
         self._batch = None  # it was progress towards this event
         self.summary.apply(event)
         self.is_closed = event.terminal_state is not None
+        if self.is_closed:
+            self._closed.set()
 
     def _monotone(self, event: ProgressEvent) -> ProgressEvent:
         if event.attempt != self.summary.attempt:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -13,6 +12,7 @@ import grpc.aio
 from ktrdr_core.errors import InternalError, KtrdrError
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.errors import INTERNAL_MESSAGE, to_status
+from ktrdr_core.rpc.handlers import wrap_handler
 
 _log = get_logger(__name__)
 
@@ -28,56 +28,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:  # no such method; grpc answers UNIMPLEMENTED
-            return handler
-        found: Any = handler
         method = handler_call_details.method
-        for kind, make in _MAKERS.items():
-            behaviour = getattr(found, kind)
-            if behaviour is not None:
-                made: grpc.RpcMethodHandler[Any, Any] = make(
-                    _wrapped(behaviour, method),
-                    request_deserializer=found.request_deserializer,
-                    response_serializer=found.response_serializer,
-                )
-                return made
-        return handler
+        return wrap_handler(await continuation(handler_call_details), lambda context: _mapping_errors(context, method))
 
 
-_MAKERS: dict[str, Callable[..., Any]] = {
-    "unary_unary": grpc.unary_unary_rpc_method_handler,
-    "unary_stream": grpc.unary_stream_rpc_method_handler,
-    "stream_unary": grpc.stream_unary_rpc_method_handler,
-    "stream_stream": grpc.stream_stream_rpc_method_handler,
-}
-
-
-def _wrapped(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-    if inspect.isasyncgenfunction(behaviour):
-
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                async with aclosing(behaviour(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:  # noqa: BLE001  the edge of the service: nothing may pass unmapped
-                await _abort(context, error, method)
-
-        return stream
-
-    async def call(request: Any, context: Any) -> Any:
-        try:
-            answer = behaviour(request, context)
-            return await answer if inspect.isawaitable(answer) else answer
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001  the edge of the service: nothing may pass unmapped
-            await _abort(context, error, method)
-
-    return call
+@asynccontextmanager
+async def _mapping_errors(context: grpc.aio.ServicerContext[Any, Any], method: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # noqa: BLE001  the edge of the service: nothing may pass unmapped
+        await _abort(context, error, method)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> NoReturn:

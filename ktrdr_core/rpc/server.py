@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -10,7 +12,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as aio_health
 from grpc_reflection.v1alpha import reflection
 
-from ktrdr_core.errors import UnavailableError
+from ktrdr_core.errors import DrainingError, UnavailableError
 from ktrdr_core.rpc.interceptors import ErrorInterceptor
 
 # Measured: without the first two, more than about 1,000 new streams at once are CANCELLED; without the ping interval a
@@ -35,6 +37,24 @@ class HealthServicer(aio_health.HealthServicer):
         super().__init__()
         serving = health_pb2.HealthCheckResponse.SERVING
         self._server_status = {"": serving, **dict.fromkeys(service_names, serving)}
+        self._watches: set[asyncio.Timeout] = set()
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802  the name of the RPC
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._watches.add(limit)
+                try:
+                    await super().Watch(request, context)
+                finally:
+                    self._watches.discard(limit)
+        except TimeoutError:
+            raise DrainingError("the service has stopped; watch again when it is back") from None
+
+    def end_watches(self) -> None:
+        """End the streams that watch, which never end by themselves: a stop of the server would sit its grace out."""
+        now = asyncio.get_running_loop().time()
+        for limit in self._watches:
+            limit.reschedule(now)
 
 
 def create_server(*outer: grpc.aio.ServerInterceptor) -> grpc.aio.Server:

@@ -1,4 +1,4 @@
-"""One backend per data directory: two would write the same trainings."""
+"""One service per directory of state: two would write the same records."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from ktrdr_core.errors import IllegalStateError
 
 
 class DirectoryLock:
-    """A lock on a directory that ends with its process.
+    """A lock that ends with its process.
 
     Args:
-        directory: What is locked; created if missing.
+        path: File that is locked, in the directory it stands for; both are created if missing.
+        owner: What kind of process holds it, for the message: "backend" or "trainer".
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, path: Path, *, owner: str) -> None:
+        self._path = path
+        self._owner = owner
         self._fd = -1
 
     def acquire(self) -> None:
@@ -26,14 +28,14 @@ class DirectoryLock:
         Raises:
             IllegalStateError: Another process has it.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._directory / "backend.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
             raise IllegalStateError(
-                f"another backend uses {self._directory}; stop it, or choose another --data-dir"
+                f"another {self._owner} uses {self._path.parent}; stop it, or choose another --data-dir"
             ) from None
         self._fd = fd
 
