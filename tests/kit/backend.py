@@ -223,6 +223,8 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def Train(self, request: Any, context: Any) -> trainer_service_pb2.TrainResponse:
         if self.refusal is not None:
             raise self.refusal
+        if request.validate_only:
+            return trainer_service_pb2.TrainResponse()
         if request.session_id in self.sessions:
             self.sessions[request.session_id].request.upload_target = request.upload_target
         else:

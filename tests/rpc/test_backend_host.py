@@ -9,7 +9,7 @@ from ktrdr.training.v1 import training_service_pb2 as pb
 from ktrdr.training.v1 import training_state_pb2 as states
 
 from ktrdr_core.domain.progress import TrainingStep
-from ktrdr_core.errors import InvalidInputError, NoSlotError, TooFewBarsError
+from ktrdr_core.errors import InvalidInputError, NoSlotError, SeriesNotFoundError, TooFewBarsError, UnavailableError
 from tests.kit.backend import (
     HOST,
     LOCAL,
@@ -162,6 +162,25 @@ async def test_required_gpu_goes_to_the_trainer_that_has_one_and_fails_without(t
         assert last.error.reason == "NO_EXECUTION_PLACE"
         listed = await backend.trainings.ListTrainers(pb.ListTrainersRequest())
         assert [(one.is_healthy, one.has_gpu) for one in listed.trainers] == [(True, False), (True, True)]
+
+
+async def test_series_that_no_trainer_has_is_refused_at_the_door(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    missing = SeriesNotFoundError("there are no bars of XAUUSD 1h; there are: EURUSD 1h")
+    trainer.refusal = missing
+    async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
+        found = await refusal(backend.train(a_spec(HOST, symbols=["XAUUSD"])))
+        assert isinstance(found, SeriesNotFoundError)
+        assert found.message == missing.message
+        assert len((await backend.trainings.ListTrainings(pb.ListTrainingsRequest())).trainings) == 0
+
+
+async def test_series_that_only_an_absent_trainer_can_have_is_unavailable(tmp_path: Path) -> None:
+    async with running_backend(tmp_path, trainers=("127.0.0.1:1",)) as backend:
+        found = await refusal(backend.train(a_spec(HOST, symbols=["XAUUSD"])))
+        assert isinstance(found, UnavailableError)
+        assert "XAUUSD" in found.message
+        assert len((await backend.trainings.ListTrainings(pb.ListTrainingsRequest())).trainings) == 0
 
 
 async def test_series_only_the_trainer_has_is_left_to_the_trainer(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ktrdr.training.v1 import progress_event_pb2 as ktrdr_dot_training_dot_v1_do
 from ktrdr.training.v1 import training_spec_pb2 as ktrdr_dot_training_dot_v1_dot_training__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&ktrdr/trainer/v1/trainer_service.proto\x12\x10ktrdr.trainer.v1\x1a\x1ektrdr/trainer/v1/session.proto\x1a#ktrdr/trainer/v1/trainer_info.proto\x1a&ktrdr/training/v1/progress_event.proto\x1a%ktrdr/training/v1/training_spec.proto\"\x8e\x01\n\x0cTrainRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12-\n\x04spec\x18\x04 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12\x15\n\rupload_target\x18\x05 \x01(\t\";\n\rTrainResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\"S\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x02 \x01(\x08\x12\x15\n\rcancel_reason\x18\x03 \x01(\t\"U\n\x0e\x43\x61ncelResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\x12\x17\n\x0f\x63heckpoint_path\x18\x02 \x01(\t\"C\n\x15StreamProgressRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"v\n\x16StreamProgressResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .ktrdr.training.v1.ProgressEvent\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"@\n\x12GetSessionResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\"\x15\n\x13ListSessionsRequest\"C\n\x14ListSessionsResponse\x12+\n\x08sessions\x18\x01 \x03(\x0b\x32\x19.ktrdr.trainer.v1.Session\"\x16\n\x14GetServerInfoRequest\"G\n\x15GetServerInfoResponse\x12.\n\x07trainer\x18\x01 \x01(\x0b\x32\x1d.ktrdr.trainer.v1.TrainerInfo2\xa8\x04\n\x0eTrainerService\x12H\n\x05Train\x12\x1e.ktrdr.trainer.v1.TrainRequest\x1a\x1f.ktrdr.trainer.v1.TrainResponse\x12K\n\x06\x43\x61ncel\x12\x1f.ktrdr.trainer.v1.CancelRequest\x1a .ktrdr.trainer.v1.CancelResponse\x12\x65\n\x0eStreamProgress\x12\'.ktrdr.trainer.v1.StreamProgressRequest\x1a(.ktrdr.trainer.v1.StreamProgressResponse0\x01\x12W\n\nGetSession\x12#.ktrdr.trainer.v1.GetSessionRequest\x1a$.ktrdr.trainer.v1.GetSessionResponse\x12]\n\x0cListSessions\x12%.ktrdr.trainer.v1.ListSessionsRequest\x1a&.ktrdr.trainer.v1.ListSessionsResponse\x12`\n\rGetServerInfo\x12&.ktrdr.trainer.v1.GetServerInfoRequest\x1a\'.ktrdr.trainer.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&ktrdr/trainer/v1/trainer_service.proto\x12\x10ktrdr.trainer.v1\x1a\x1ektrdr/trainer/v1/session.proto\x1a#ktrdr/trainer/v1/trainer_info.proto\x1a&ktrdr/training/v1/progress_event.proto\x1a%ktrdr/training/v1/training_spec.proto\"\xa5\x01\n\x0cTrainRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12-\n\x04spec\x18\x04 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12\x15\n\rupload_target\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\";\n\rTrainResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\"S\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x02 \x01(\x08\x12\x15\n\rcancel_reason\x18\x03 \x01(\t\"U\n\x0e\x43\x61ncelResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\x12\x17\n\x0f\x63heckpoint_path\x18\x02 \x01(\t\"C\n\x15StreamProgressRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"v\n\x16StreamProgressResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .ktrdr.training.v1.ProgressEvent\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"@\n\x12GetSessionResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\"\x15\n\x13ListSessionsRequest\"C\n\x14ListSessionsResponse\x12+\n\x08sessions\x18\x01 \x03(\x0b\x32\x19.ktrdr.trainer.v1.Session\"\x16\n\x14GetServerInfoRequest\"G\n\x15GetServerInfoResponse\x12.\n\x07trainer\x18\x01 \x01(\x0b\x32\x1d.ktrdr.trainer.v1.TrainerInfo2\xa8\x04\n\x0eTrainerService\x12H\n\x05Train\x12\x1e.ktrdr.trainer.v1.TrainRequest\x1a\x1f.ktrdr.trainer.v1.TrainResponse\x12K\n\x06\x43\x61ncel\x12\x1f.ktrdr.trainer.v1.CancelRequest\x1a .ktrdr.trainer.v1.CancelResponse\x12\x65\n\x0eStreamProgress\x12\'.ktrdr.trainer.v1.StreamProgressRequest\x1a(.ktrdr.trainer.v1.StreamProgressResponse0\x01\x12W\n\nGetSession\x12#.ktrdr.trainer.v1.GetSessionRequest\x1a$.ktrdr.trainer.v1.GetSessionResponse\x12]\n\x0cListSessions\x12%.ktrdr.trainer.v1.ListSessionsRequest\x1a&.ktrdr.trainer.v1.ListSessionsResponse\x12`\n\rGetServerInfo\x12&.ktrdr.trainer.v1.GetServerInfoRequest\x1a\'.ktrdr.trainer.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,29 +36,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.trainer.v1.trainer_se
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRAINREQUEST']._serialized_start=209
-  _globals['_TRAINREQUEST']._serialized_end=351
-  _globals['_TRAINRESPONSE']._serialized_start=353
-  _globals['_TRAINRESPONSE']._serialized_end=412
-  _globals['_CANCELREQUEST']._serialized_start=414
-  _globals['_CANCELREQUEST']._serialized_end=497
-  _globals['_CANCELRESPONSE']._serialized_start=499
-  _globals['_CANCELRESPONSE']._serialized_end=584
-  _globals['_STREAMPROGRESSREQUEST']._serialized_start=586
-  _globals['_STREAMPROGRESSREQUEST']._serialized_end=653
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=655
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=773
-  _globals['_GETSESSIONREQUEST']._serialized_start=775
-  _globals['_GETSESSIONREQUEST']._serialized_end=814
-  _globals['_GETSESSIONRESPONSE']._serialized_start=816
-  _globals['_GETSESSIONRESPONSE']._serialized_end=880
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=882
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=903
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=905
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=972
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=974
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=996
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=998
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1069
-  _globals['_TRAINERSERVICE']._serialized_start=1072
-  _globals['_TRAINERSERVICE']._serialized_end=1624
+  _globals['_TRAINREQUEST']._serialized_end=374
+  _globals['_TRAINRESPONSE']._serialized_start=376
+  _globals['_TRAINRESPONSE']._serialized_end=435
+  _globals['_CANCELREQUEST']._serialized_start=437
+  _globals['_CANCELREQUEST']._serialized_end=520
+  _globals['_CANCELRESPONSE']._serialized_start=522
+  _globals['_CANCELRESPONSE']._serialized_end=607
+  _globals['_STREAMPROGRESSREQUEST']._serialized_start=609
+  _globals['_STREAMPROGRESSREQUEST']._serialized_end=676
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=678
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=796
+  _globals['_GETSESSIONREQUEST']._serialized_start=798
+  _globals['_GETSESSIONREQUEST']._serialized_end=837
+  _globals['_GETSESSIONRESPONSE']._serialized_start=839
+  _globals['_GETSESSIONRESPONSE']._serialized_end=903
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=905
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=926
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=928
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=995
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=997
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1019
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1021
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1092
+  _globals['_TRAINERSERVICE']._serialized_start=1095
+  _globals['_TRAINERSERVICE']._serialized_end=1647
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,7 @@ class TrainRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     UPLOAD_TARGET_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Identity of the session: letters, digits, "-" and "_", at most 128. Required."""
     training_id: _builtins.str
@@ -41,6 +42,8 @@ class TrainRequest(_message.Message):
     """Number within its training, from 1. 0: 1."""
     upload_target: _builtins.str
     """Address (host:port) of the ModelService the artifact is uploaded to. Empty: it stays on the trainer's disk."""
+    validate_only: _builtins.bool
+    """Only validate the spec against this trainer's bars: nothing is started, only `spec` is read."""
     @_builtins.property
     def spec(self) -> _training_spec_pb2.TrainingSpec:
         """What to train; the strategy as YAML text. Required."""
@@ -53,10 +56,11 @@ class TrainRequest(_message.Message):
         attempt: _builtins.int = ...,
         spec: _training_spec_pb2.TrainingSpec | None = ...,
         upload_target: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "session_id", b"session_id", "spec", b"spec", "training_id", b"training_id", "upload_target", b"upload_target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "session_id", b"session_id", "spec", b"spec", "training_id", b"training_id", "upload_target", b"upload_target", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -71,7 +75,7 @@ class TrainResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> _session_pb2.Session:
-        """The session."""
+        """The session. Unset with `validate_only`."""
 
     def __init__(
         self,
