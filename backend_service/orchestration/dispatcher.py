@@ -215,8 +215,7 @@ class Dispatcher:
         if run.record.is_ended:
             return
         order = run.order or CancelOrder()
-        state = TrainingState.STOPPED if order.save_checkpoint else TrainingState.CANCELLED
-        await run.record.move_to(state, order.reason)
+        await run.record.move_to(order.state_unbegun, order.message_unbegun)
 
     async def _end_failed(self, record: TrainingRecord, error: Exception) -> None:
         if record.is_ended:

@@ -143,9 +143,15 @@ class LocalTrainingOrchestrator:
         record = run.record
         order = run.order
         is_killed = order is not None and not order.save_checkpoint and not order.is_drain
+        # A worker that did not stop in time was killed: no checkpoint, so it is not STOPPED.
+        was_not_heard = order is not None and order.save_checkpoint and outcome.state is TrainingState.CANCELLED
         if outcome.state is TrainingState.UPLOADING and outcome.artifact_path is not None and not is_killed:
             await self._publish(record, session, outcome.artifact_path)
-        elif order is not None and outcome.state in (TrainingState.CANCELLED, TrainingState.UPLOADING):
+        elif (
+            order is not None
+            and outcome.state in (TrainingState.CANCELLED, TrainingState.UPLOADING)
+            and (order.is_drain or not was_not_heard)
+        ):
             await self._end_cancelled(run, order)
         else:
             await record.move_to(
@@ -175,10 +181,8 @@ class LocalTrainingOrchestrator:
                 "the backend was stopped while this training ran on its machine; train again",
                 error_reason=DrainingError.reason,
             )
-        elif order.save_checkpoint:
-            await run.record.move_to(TrainingState.STOPPED, order.reason)
         else:
-            await run.record.move_to(TrainingState.CANCELLED, order.reason)
+            await run.record.move_to(order.state_unbegun, order.message_unbegun)
 
 
 async def complete(record: TrainingRecord, model: StoredModel) -> None:

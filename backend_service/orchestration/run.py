@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from backend_service.operations.training_record import TrainingRecord
+from ktrdr_core.domain.states import TrainingState
 
 DEFAULT_CANCEL_REASON = "Cancelled on request"
 
@@ -23,6 +24,16 @@ class CancelOrder:
     save_checkpoint: bool = False
     reason: str = DEFAULT_CANCEL_REASON
     is_drain: bool = False
+
+    @property
+    def state_unbegun(self) -> TrainingState:
+        """The state a training ends in that no worker has begun."""
+        return TrainingState.STOPPED if self.save_checkpoint else TrainingState.CANCELLED
+
+    @property
+    def message_unbegun(self) -> str:
+        """The sentence that goes with `state_unbegun`; a stop claims no checkpoint."""
+        return f"{self.reason}; nothing had begun, so there is no checkpoint" if self.save_checkpoint else self.reason
 
 
 class Run:

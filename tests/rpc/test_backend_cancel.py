@@ -10,7 +10,9 @@ import pytest
 from ktrdr.training.v1 import training_state_pb2 as states
 
 from ktrdr_core.domain.progress import TrainingStep
+from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import IllegalStateError, TrainerLostError
+from ktrdr_core.execution.engine import SessionOutcome
 from tests.kit.backend import (
     HOST,
     Backend,
@@ -52,6 +54,28 @@ async def test_stop_answers_the_checkpoint(backend: Backend) -> None:
     assert answer.training.state == states.TRAINING_STATE_STOPPED
     assert answer.checkpoint_path.endswith("/checkpoint")
     assert (await backend.get(training_id)).checkpoint_path == answer.checkpoint_path
+
+
+async def test_stop_that_had_to_kill_says_cancelled_and_why(backend: Backend) -> None:
+    backend.engine.may_cancel.clear()
+    training_id = await backend.train()
+    session = (await eventually(lambda: backend.engine.started))[0]
+    stop = asyncio.create_task(backend.cancel(training_id, save_checkpoint=True))
+    await eventually(lambda: session.cancels == [True])
+    session.end(SessionOutcome(state=TrainingState.CANCELLED, message="Killed after 30 s; there is no checkpoint"))
+    backend.engine.may_cancel.set()
+    answer = await stop
+    assert answer.training.state == states.TRAINING_STATE_CANCELLED
+    assert answer.training.message == "Killed after 30 s; there is no checkpoint"
+    assert answer.checkpoint_path == ""
+
+
+async def test_stop_of_a_queued_training_says_that_there_is_no_checkpoint(backend: Backend) -> None:
+    first, second = [await backend.train() for _ in range(2)]
+    await backend.until(first, "RUNNING")
+    answer = await backend.cancel(second, save_checkpoint=True)
+    assert answer.training.state == states.TRAINING_STATE_STOPPED
+    assert "no checkpoint" in answer.training.message
 
 
 async def test_kill_overtakes_a_stop_under_way(backend: Backend) -> None:
