@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from importlib import metadata
@@ -15,7 +13,6 @@ from ktrdr.data.v1 import market_data_service_pb2_grpc
 from ktrdr.models.v1 import model_service_pb2_grpc
 from ktrdr.trainer.v1 import trainer_registry_service_pb2_grpc
 from ktrdr.training.v1 import training_service_pb2_grpc
-from pydantic import ValidationError
 
 from backend_service.activity import Activity
 from backend_service.admission import Admission
@@ -37,14 +34,14 @@ from backend_service.settings import BackendSettings
 from backend_service.strategies import Strategies
 from backend_service.uploads import UploadReceiver
 from ktrdr_core.data.bar_store import DirectoryBarStore
-from ktrdr_core.errors import KtrdrError
 from ktrdr_core.execution.devices import probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
-from ktrdr_core.execution.fork_server import is_training_available, stop_fork_server
+from ktrdr_core.execution.fork_server import is_training_available
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.warm_up import warm_up_or_log
-from ktrdr_core.logging import configure_logging, get_logger
+from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
+from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
 from ktrdr_core.storage.directory_lock import DirectoryLock
 from ktrdr_core.storage.model_storage import ModelStorage
 
@@ -55,6 +52,7 @@ SERVICE_NAMES = (
     "ktrdr.trainer.v1.TrainerRegistryService",
 )
 STOP_GRACE_S = 1.5  # for the calls in flight; every stream is told to end
+NAME = "ktrdr-backend"
 _log = get_logger(__name__)
 
 
@@ -229,19 +227,9 @@ class BackendApp:
 async def serve(settings: BackendSettings) -> None:
     """Serve until SIGTERM, SIGINT or idleness, then drain; a second signal ends local trainings at once."""
     app = BackendApp(settings)
-    stopping = asyncio.Event()
-
-    def on_signal() -> None:
-        if stopping.is_set():
-            app.hurry()
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    stopping = stop_on_signals(app.hurry)
     port = await app.start()
-    sys.stdout.write(f"ktrdr-backend listening on {settings.host}:{port}\n")
-    sys.stdout.flush()
+    say_listening(NAME, settings.host, port)
     endings = [asyncio.create_task(stopping.wait()), asyncio.create_task(app.wait_idle())]
     try:
         await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
@@ -255,22 +243,7 @@ async def serve(settings: BackendSettings) -> None:
 
 def run(flags: Mapping[str, Any]) -> int:
     """Run the backend with these flags; return the exit code."""
-    try:
-        settings = BackendSettings(**flags)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(map(str, problem["loc"]))
-            sys.stderr.write(f"ktrdr-backend: {name}: {problem['msg']}, was {problem['input']!r}\n")
-        return 2
-    configure_logging(settings.log_level, service="ktrdr-backend")
-    try:
-        asyncio.run(serve(settings))
-    except KtrdrError as error:
-        sys.stderr.write(f"ktrdr-backend: {error.message}\n")
-        return 3
-    finally:
-        stop_fork_server()
-    return 0
+    return run_service(NAME, BackendSettings, flags, serve)
 
 
 async def _count_gpus() -> int:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2
 from ktrdr.trainer.v1 import trainer_service_pb2_grpc
-from pydantic import ValidationError
 
 from ktrdr_core.clock import utc_now
 from ktrdr_core.data.bar_store import DirectoryBarStore
-from ktrdr_core.errors import IllegalStateError, KtrdrError
+from ktrdr_core.errors import IllegalStateError
 from ktrdr_core.execution.devices import Device, probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
-from ktrdr_core.execution.fork_server import is_training_available, stop_fork_server
+from ktrdr_core.execution.fork_server import is_training_available
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.warm_up import warm_up_or_log
-from ktrdr_core.logging import configure_logging, get_logger
+from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
+from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
 from ktrdr_core.storage.directory_lock import DirectoryLock
 from trainer_service.orchestrator import HostTrainingOrchestrator
 from trainer_service.recovery import load_sessions
@@ -32,6 +30,7 @@ from trainer_service.settings import TrainerSettings
 
 _SWEEP_EVERY_S = 3600.0
 _GRACE_S = 1.0  # for the calls in flight; every stream is told to end
+NAME = "ktrdr-trainer"
 _log = get_logger(__name__)
 
 
@@ -137,20 +136,10 @@ class TrainerApp:
 async def serve(settings: TrainerSettings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the sessions at once."""
     app = TrainerApp(settings)
-    stopping = asyncio.Event()
-
-    def on_signal() -> None:
-        if stopping.is_set():
-            app.hurry()
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    stopping = stop_on_signals(app.hurry)
     try:
         port = await app.start()
-        sys.stdout.write(f"ktrdr-trainer listening on {settings.host}:{port}\n")
-        sys.stdout.flush()
+        say_listening(NAME, settings.host, port)
         await stopping.wait()
         _log.info("Draining for up to %g s; a second signal ends the sessions at once", settings.drain_timeout_s)
     finally:
@@ -159,22 +148,7 @@ async def serve(settings: TrainerSettings) -> None:
 
 def run(flags: Mapping[str, Any]) -> int:
     """Run the trainer with these flags; returns the exit code."""
-    try:
-        settings = TrainerSettings(**flags)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(map(str, problem["loc"]))
-            sys.stderr.write(f"ktrdr-trainer: {name}: {problem['msg']}, was {problem['input']!r}\n")
-        return 2
-    configure_logging(settings.log_level, service="ktrdr-trainer")
-    try:
-        asyncio.run(serve(settings))
-    except KtrdrError as error:
-        sys.stderr.write(f"ktrdr-trainer: {error.message}\n")
-        return 3
-    finally:
-        stop_fork_server()
-    return 0
+    return run_service(NAME, TrainerSettings, flags, serve)
 
 
 async def _sweep_for_ever(orchestrator: HostTrainingOrchestrator, keep_s: float) -> None:
