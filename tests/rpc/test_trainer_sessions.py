@@ -256,6 +256,15 @@ async def test_bad_input_is_refused_at_the_door_and_leaves_nothing(
     assert list((tmp_path / "state" / "trainer" / "sessions").iterdir()) == []
 
 
+async def test_validate_only_checks_against_the_bars_here_and_starts_nothing(trainer: House) -> None:
+    accepted = await trainer.stub.Train(request("", validate_only=True))
+    assert not accepted.HasField("session")
+    unknown = request("", validate_only=True)
+    unknown.spec.symbols.append("XAUUSD")
+    assert isinstance(await refusal(trainer.stub.Train(unknown)), SeriesNotFoundError)
+    assert len((await trainer.stub.ListSessions(pb.ListSessionsRequest())).sessions) == 0
+
+
 async def test_a_malformed_strategy_names_the_place(trainer: House) -> None:
     message = request()
     message.spec.strategy.yaml = "name: x\nfuzy_sets: {}\n"

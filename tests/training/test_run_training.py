@@ -149,10 +149,13 @@ def test_last_prediction_does_not_change_when_bars_follow(trained: Trained) -> N
     np.testing.assert_array_equal(long.logits[: len(short)], short.logits)
 
 
-def test_metrics_are_those_of_the_epoch_whose_weights_are_stored(trained: Trained) -> None:
-    metrics = trained.result["training_metrics"]
-    history = json.loads((trained.path / "metrics.json").read_text())["history"]
+def test_metrics_are_those_of_the_epoch_whose_weights_are_stored(trained: Trained, tmp_path: Path) -> None:
+    overfitted = replace(trained.spec, epochs=6, learning_rate=0.05)
+    result = run_training(overfitted, bar_store=trained.bar_store, model_storage=StagedStorage(tmp_path / "artifact"))
+    history = json.loads((tmp_path / "artifact" / "metrics.json").read_text())["history"]
     best = min(history, key=lambda epoch: float(epoch["val_loss"]))
+    assert best["epoch"] < len(history), "the best epoch must not be the last one, or this test shows nothing"
+    metrics = result["training_metrics"]
     assert (metrics["best_epoch"], metrics["epochs"]) == (best["epoch"], len(history))
     assert (metrics["val_loss"], metrics["train_accuracy"]) == (best["val_loss"], best["train_accuracy"])
 
