@@ -228,9 +228,10 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         if request.session_id in self.sessions:
             self.sessions[request.session_id].request.upload_target = request.upload_target
         else:
-            session = self.sessions[request.session_id] = TrainerSession(request)
+            session = TrainerSession(request)
             await session.log.append(event(StateDetail(state=TrainingState.QUEUED)))
             await session.log.append(event(StateDetail(state=TrainingState.RUNNING)))
+            self.sessions[request.session_id] = session  # seen by a test only once it runs
         return trainer_service_pb2.TrainResponse()
 
     async def StreamProgress(self, request: Any, context: Any) -> Any:
