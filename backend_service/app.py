@@ -34,6 +34,7 @@ from backend_service.settings import BackendSettings
 from backend_service.strategies import Strategies
 from backend_service.uploads import UploadReceiver
 from ktrdr_core.data.bar_store import DirectoryBarStore
+from ktrdr_core.data.directory_lock import DirectoryLock
 from ktrdr_core.execution.devices import probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
 from ktrdr_core.execution.fork_server import is_training_available
@@ -42,7 +43,6 @@ from ktrdr_core.execution.warm_up import warm_up_or_log
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
 from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
-from ktrdr_core.storage.directory_lock import DirectoryLock
 from ktrdr_core.storage.model_storage import ModelStorage
 
 SERVICE_NAMES = (

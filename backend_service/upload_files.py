@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 from ktrdr.models.v1.model_service_pb2 import UploadChunk, UploadHeader
 
+from ktrdr_core.data.durable import write_durably
 from ktrdr_core.errors import CorruptDataError, IllegalStateError, InvalidUploadError
 from ktrdr_core.rpc.chunks import decode_chunk
 from ktrdr_core.storage.artifact import TRAVELLING_FILES, ArtifactFile
-from ktrdr_core.storage.durable import write_durably
 
 SYNC_EVERY_BYTES = 32 << 20
 _PIECE_BYTES = 1 << 20

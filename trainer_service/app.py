@@ -12,6 +12,7 @@ from ktrdr.trainer.v1 import trainer_service_pb2_grpc
 
 from ktrdr_core.clock import utc_now
 from ktrdr_core.data.bar_store import DirectoryBarStore
+from ktrdr_core.data.directory_lock import DirectoryLock
 from ktrdr_core.errors import IllegalStateError
 from ktrdr_core.execution.devices import Device, probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
@@ -21,7 +22,6 @@ from ktrdr_core.execution.warm_up import warm_up_or_log
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
 from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
-from ktrdr_core.storage.directory_lock import DirectoryLock
 from trainer_service.orchestrator import HostTrainingOrchestrator
 from trainer_service.recovery import load_sessions
 from trainer_service.server_info import ServerInfo

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ktrdr_core.config.sections import (
@@ -25,8 +26,11 @@ from ktrdr_core.config.sections import (
     TimeframesConfig,
     TrainingConfig,
     TrainingDataConfig,
+    ValidationConfig,
 )
-from ktrdr_core.config.signatures import SIGNATURES, nearest
+from ktrdr_core.config.signatures import SIGNATURES, canonical_indicator_name, nearest
+from ktrdr_core.domain.timeframe import Timeframe
+from ktrdr_core.errors import InvalidIndicatorError
 
 __all__ = [
     "ArchitectureConfig",
@@ -45,6 +49,7 @@ __all__ = [
     "TimeframesConfig",
     "TrainingConfig",
     "TrainingDataConfig",
+    "ValidationConfig",
 ]
 
 
@@ -52,7 +57,8 @@ class StrategyConfig(Header):
     """The whole file, every default resolved.
 
     `fuzzy_sets` is keyed by the values the sets apply to (`rsi_14`, `macd_12_26_9.signal`), whichever of the
-    permitted spellings the file uses (`rsi`, `macd.signal`, a feature_id).
+    permitted spellings the file uses (`rsi`, `macd.signal`, a feature_id). `rsi_14@4h` is for one timeframe alone and
+    goes before `rsi_14` there.
     """
 
     training_data: TrainingDataConfig
@@ -62,6 +68,23 @@ class StrategyConfig(Header):
     model: ModelConfig
     decisions: DecisionsConfig = DecisionsConfig()
     training: TrainingConfig
+    validation: ValidationConfig | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        return self.decisions.output_format == "regression"
+
+    @property
+    def base_timeframe(self) -> str:
+        """Bar length of a row: the one named, else the shortest."""
+        named = self.training_data.timeframes.base_timeframe
+        return named or min(self.timeframes, key=lambda text: Timeframe.parse(text).duration_ns)
+
+    @property
+    def higher_timeframes(self) -> tuple[str, ...]:
+        """The other bar lengths, shortest first."""
+        others = [name for name in self.timeframes if name != self.base_timeframe]
+        return tuple(sorted(others, key=lambda text: Timeframe.parse(text).duration_ns))
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -93,18 +116,19 @@ class StrategyConfig(Header):
     @classmethod
     def _keyed_by_values(cls, fuzzy_sets: dict[str, FuzzySets], info: ValidationInfo) -> dict[str, FuzzySets]:
         indicators: list[IndicatorConfig] | None = info.data.get("indicators")
-        if indicators is None:  # they have violations of their own
+        data: TrainingDataConfig | None = info.data.get("training_data")
+        if indicators is None or data is None:  # they have violations of their own
             return fuzzy_sets
         keyed: dict[str, FuzzySets] = {}
         for key, sets in fuzzy_sets.items():
-            target = _resolve(key, indicators)
+            target = _resolve(key, indicators, data.timeframes.names)
             if target in keyed:
                 raise PydanticCustomError(
                     f"at:{key}", "{key} and another key both name the values {target}", {"key": key, "target": target}
                 )
             keyed[target] = sets
         for indicator in indicators:
-            if not any(_belongs(key, indicator) for key in keyed):
+            if not any(key.partition("@")[0] in indicator.outputs for key in keyed):
                 raise PydanticCustomError(
                     "unused",
                     "indicator {id} has no fuzzy sets and would have no effect; add fuzzy_sets.{id} or remove it",
@@ -112,26 +136,90 @@ class StrategyConfig(Header):
                 )
         return keyed
 
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        timeframes = self.timeframes
+        for index, indicator in enumerate(self.indicators):
+            for name in indicator.timeframes or ():
+                if name not in timeframes:
+                    raise PydanticCustomError(
+                        f"at:indicators[{index}].timeframes",
+                        "timeframes of an indicator must be among those of training_data ({known}), was {name}",
+                        {"known": ", ".join(timeframes), "name": name},
+                    )
+        output, labels = self.decisions.output_format, self.training.labels
+        loss, activation = self.model.training.loss, self.model.architecture.output_activation
+        allowed = _OF_OUTPUT[output]
+        for path, value, choices in (
+            ("model.training.loss", loss, allowed.losses),
+            ("model.architecture.output_activation", activation, allowed.activations),
+            ("training.labels.source", labels.source, allowed.label_sources),
+        ):
+            if value is not None and choices is not None and value not in choices:
+                raise PydanticCustomError(
+                    f"at:{path}",
+                    "with decisions.output_format {output} it must be one of {choices}, was {value}",
+                    {"output": output, "choices": ", ".join(choices), "value": value},
+                )
+        if self.is_regression and self.decisions.filters.min_separation:
+            raise PydanticCustomError(
+                "at:decisions.filters.min_separation", "a regression has no probabilities to separate; remove it", {}
+            )
+        if self.is_regression and self.decisions.confidence_threshold:
+            raise PydanticCustomError(
+                "at:decisions.confidence_threshold", "a regression has no probabilities; remove it", {}
+            )
+        if loss == "focal" and activation == "sigmoid":
+            raise PydanticCustomError("at:model.training.loss", "focal loss needs output_activation softmax", {})
+        if self.is_regression and self.model.training.class_weights != "none":
+            raise PydanticCustomError("at:model.training.class_weights", "a regression has no classes; remove it", {})
+        return self
 
-def _belongs(key: str, indicator: IndicatorConfig) -> bool:
-    """Return whether `key` names values of `indicator`; the outputs of one that is not built are not known."""
-    if indicator.name in SIGNATURES:
-        return key in indicator.outputs
-    return key.partition(".")[0] == indicator.feature_id
+
+@dataclass(frozen=True)
+class _Allowed:
+    losses: tuple[str, ...]
+    activations: tuple[str, ...]
+    label_sources: tuple[str, ...] | None
 
 
-def _resolve(key: str, indicators: list[IndicatorConfig]) -> str:
-    """Return the name of the values that a key of `fuzzy_sets` means."""
-    outputs = [output for indicator in indicators for output in indicator.outputs]
-    if any(_belongs(key, indicator) for indicator in indicators):
-        return key
-    name, _, output = key.partition(".")
+_OF_OUTPUT = {
+    "classification": _Allowed(("cross_entropy", "focal"), ("softmax", "sigmoid"), None),
+    "regression": _Allowed(("mse", "huber"), ("linear",), ("forward_return",)),
+}
+
+
+def _resolve(key: str, indicators: list[IndicatorConfig], timeframes: tuple[str, ...]) -> str:
+    """Return the name of the values that a key of `fuzzy_sets` means: `values` or `values@timeframe`."""
+    wanted, at, timeframe = key.partition("@")
+    indicator, values = _find_values(key, wanted, indicators)
+    if not at:
+        return values
+    known = indicator.timeframes or timeframes
+    if timeframe not in known:
+        raise PydanticCustomError(
+            f"at:{key}",
+            "{key} names the timeframe '{timeframe}'; {id} is computed on {known}",
+            {"key": key, "timeframe": timeframe, "id": indicator.feature_id, "known": ", ".join(known)},
+        )
+    return f"{values}@{timeframe}"
+
+
+def _find_values(key: str, wanted: str, indicators: list[IndicatorConfig]) -> tuple[IndicatorConfig, str]:
+    """Return the indicator and the name of its values that `wanted` means."""
+    name, _, output = wanted.partition(".")
+    for indicator in indicators:
+        if wanted in indicator.outputs:
+            return indicator, wanted
+        if name == indicator.feature_id and output == SIGNATURES[indicator.name].primary.name:
+            return indicator, name
     candidates = [
-        wanted
+        (indicator, values)
         for indicator in indicators
-        if indicator.name == name.lower()
-        for wanted in [f"{indicator.feature_id}.{output}" if output else indicator.feature_id]
-        if _belongs(wanted, indicator)
+        if indicator.name == _canonical(name)
+        for is_primary in [output in ("", SIGNATURES[indicator.name].primary.name)]
+        for values in [indicator.feature_id if is_primary else f"{indicator.feature_id}.{output}"]
+        if values in indicator.outputs
     ]
     if len(candidates) == 1:
         return candidates[0]
@@ -139,10 +227,18 @@ def _resolve(key: str, indicators: list[IndicatorConfig]) -> str:
         raise PydanticCustomError(
             f"at:{key}",
             "{key} names several indicators; name one of {candidates}",
-            {"key": key, "candidates": ", ".join(candidates)},
+            {"key": key, "candidates": ", ".join(values for _, values in candidates)},
         )
+    outputs = [output for indicator in indicators for output in indicator.outputs]
     raise PydanticCustomError(
         f"at:{key}",
         "{key} names no indicator{hint}",
-        {"key": repr(key), "hint": nearest(key, outputs)},
+        {"key": repr(key), "hint": nearest(wanted, outputs)},
     )
+
+
+def _canonical(name: str) -> str:
+    try:
+        return canonical_indicator_name(name)
+    except InvalidIndicatorError:
+        return name.lower()

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Protocol
 
 from ktrdr_core.config.naming import check_name, is_name
-from ktrdr_core.data.bars import Bars
-from ktrdr_core.data.files import FILE_FORMATS, load_bars
-from ktrdr_core.data.timeframe import Timeframe
+from ktrdr_core.data.bars import Bars, day_of
+from ktrdr_core.data.files import FILE_FORMATS, load_bars, parquet_facts
+from ktrdr_core.data.partitions import MANIFEST, load_partitions, read_manifest
+from ktrdr_core.domain.timeframe import Timeframe
 from ktrdr_core.errors import InvalidBarsError, InvalidInputError, SeriesNotFoundError
+
+PARTITIONED = "partitioned"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class SeriesInfo:
-    """A series that exists; `file_format` is "csv" or "parquet"."""
+    """A series that exists.
+
+    Attributes:
+        symbol, timeframe: Which one.
+        file_format: "csv" or "parquet" (one file), or "partitioned" (imported: one Parquet file a year).
+        num_bars, first_day, last_day: What is known without reading the bars; None where it is not (CSV files).
+    """
 
     symbol: str
     timeframe: str
     file_format: str
+    num_bars: int | None = field(default=None, compare=False)
+    first_day: date | None = field(default=None, compare=False)
+    last_day: date | None = field(default=None, compare=False)
 
 
 class BarStore(Protocol):
@@ -28,8 +41,10 @@ class BarStore(Protocol):
     def list_series(self) -> list[SeriesInfo]:
         """Return every series there is, in order of symbol and timeframe."""
 
-    def load(self, symbol: str, timeframe: str) -> Bars:
-        """Return a whole series.
+    def load(self, symbol: str, timeframe: str, start: date | None = None, end: date | None = None) -> Bars:
+        """Return the bars of a series that open on days `start` to `end`, both included, UTC; None is open-ended.
+
+        They may be none. No more of the series is read than these days need, where its format allows that.
 
         Raises:
             SeriesNotFoundError: There is no such series; those that exist are named.
@@ -38,15 +53,30 @@ class BarStore(Protocol):
 
 
 class DirectoryBarStore:
-    """A directory of files `<SYMBOL>_<timeframe>.csv` or `.parquet`; files of other names are left alone."""
+    """A directory of series; entries of other names are left alone.
+
+    A series is a file `<SYMBOL>_<timeframe>.csv` or `.parquet` that someone put there, or a directory
+    `<SYMBOL>_<timeframe>` that an import made (`partitions`).
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def list_series(self) -> list[SeriesInfo]:
-        return sorted(self._paths())
+        return sorted(_with_facts(info, path) for info, path in self._paths().items())
 
-    def load(self, symbol: str, timeframe: str) -> Bars:
+    def load(self, symbol: str, timeframe: str, start: date | None = None, end: date | None = None) -> Bars:
+        info, path = self.find(symbol, timeframe)
+        read = load_partitions if info.file_format == PARTITIONED else load_bars
+        return read(path, symbol=symbol, timeframe=timeframe, start=start, end=end)
+
+    def find(self, symbol: str, timeframe: str) -> tuple[SeriesInfo, Path]:
+        """Return a series and where it is.
+
+        Raises:
+            SeriesNotFoundError: There is no such series; those that exist are named.
+            InvalidBarsError: There are two.
+        """
         check_name(symbol, field="symbol", what="symbol", error_class=InvalidInputError)
         Timeframe.parse(timeframe)
         paths = {
@@ -60,26 +90,48 @@ class DirectoryBarStore:
         if len(paths) > 1:
             names = " and ".join(sorted(path.name for path in paths.values()))
             raise InvalidBarsError(f"{names} both hold {symbol} {timeframe}; remove one", field="bars")
-        (path,) = paths.values()
-        return load_bars(path, symbol=symbol, timeframe=timeframe)
+        return next(iter(paths.items()))
 
     def _paths(self) -> dict[SeriesInfo, Path]:
         found: dict[SeriesInfo, Path] = {}
         for path in self._root.iterdir() if self._root.is_dir() else ():
-            symbol, _, timeframe = path.stem.rpartition("_")
             file_format = path.suffix.removeprefix(".")
-            if file_format in FILE_FORMATS and is_name(symbol) and _is_timeframe(timeframe) and path.is_file():
+            if file_format in FILE_FORMATS and path.is_file():
+                name = path.stem
+            elif (path / MANIFEST).is_file():
+                name, file_format = path.name, PARTITIONED
+            else:
+                continue
+            symbol, _, timeframe = name.rpartition("_")
+            if is_name(symbol) and _is_timeframe(timeframe):
                 found[SeriesInfo(symbol, timeframe, file_format)] = path
         return found
 
     def _what_exists(self, symbol: str, timeframe: str) -> str:
-        series = self.list_series()
+        series = sorted(self._paths())
         if not series:
-            return "it holds no series; put a file such as EURUSD_1h.csv there"
+            return "it holds no series; put a file such as EURUSD_1h.csv there, or import one with `ktrdr data import`"
         timeframes = sorted({info.timeframe for info in series if info.symbol == symbol})
         if timeframes:
             return f"{symbol} exists in {', '.join(timeframes)}"
         return "these exist: " + ", ".join(f"{info.symbol} {info.timeframe}" for info in series[:20])
+
+
+def _with_facts(info: SeriesInfo, path: Path) -> SeriesInfo:
+    """Return the series with what is known of it without reading its bars; a damaged one is listed without."""
+    facts: tuple[int, int, int] | None = None
+    if info.file_format == PARTITIONED:
+        try:
+            manifest = read_manifest(path)
+        except InvalidBarsError:
+            return info
+        facts = manifest.num_bars, manifest.parts[0].first_ns, manifest.parts[-1].last_ns
+    elif info.file_format == "parquet":
+        facts = parquet_facts(path)
+    if facts is None:
+        return info
+    num_bars, first_ns, last_ns = facts
+    return SeriesInfo(info.symbol, info.timeframe, info.file_format, num_bars, day_of(first_ns), day_of(last_ns))
 
 
 def _is_timeframe(text: str) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ktrdr_core.data.timeframe import DAY_NS, Timeframe
+from ktrdr_core.domain.timeframe import DAY_NS, Timeframe
 from ktrdr_core.errors import InvalidBarsError
 
 FloatArray = NDArray[np.float64]
@@ -132,7 +134,7 @@ def validate_bars(
         raise InvalidBarsError(f"{label}: columns must be of one length, were {lengths}", field="bars")
     if len(times_T) == 0:
         raise InvalidBarsError(f"{label}: has no bars; a series needs at least one", field="bars")
-    broken = _first_broken(times_T, columns, Timeframe.parse(timeframe))
+    broken = first_broken_bar(times_T, columns, Timeframe.parse(timeframe))
     if broken is not None:
         row, reason = broken
         raise InvalidBarsError(
@@ -145,31 +147,90 @@ def validate_bars(
     return Bars(symbol, timeframe, times_T, **columns)
 
 
-def _first_broken(times_T: IntArray, columns: dict[str, FloatArray], timeframe: Timeframe) -> tuple[int, str] | None:
-    """Return the first row that breaks a rule, with the reason; the order of the rules decides within a row."""
+class RuleKind(StrEnum):
+    """What a rule of the data is about."""
+
+    VALUE = "value"
+    DUPLICATE = "duplicate"
+    ORDER = "order"
+    OVERLAP = "overlap"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BrokenRule:
+    """A rule of the data that some bar breaks.
+
+    Attributes:
+        kind: What it is about.
+        rule: The rule, or what is wrong, for messages.
+        rows: Indices of the bars that break it, ascending, at least one.
+        shown: Columns whose values explain it.
+    """
+
+    kind: RuleKind
+    rule: str
+    rows: IntArray
+    shown: tuple[str, ...]
+
+    def reason(self, columns: Mapping[str, FloatArray], row: int) -> str:
+        """Return what is wrong with bar `row`, with its values."""
+        values = ", ".join(f"{name} {columns[name][row]:g}" for name in self.shown)
+        return f"{self.rule} ({values})" if values else self.rule
+
+
+def broken_rules(times_T: IntArray, columns: Mapping[str, FloatArray], timeframe: Timeframe) -> list[BrokenRule]:
+    """Return every rule of the data that a bar breaks: the one place that knows them.
+
+    Args:
+        times_T: Open times, ns since 1970 UTC, shape (T,), T at least 1.
+        columns: The `BAR_COLUMNS`, float64, shape (T,) each.
+        timeframe: Bar length.
+
+    Returns:
+        Broken rules; where a bar breaks several, the first of the list names its cause. Empty for valid bars. The
+        rules of order speak of a bar and the one before it.
+    """
     open_T, high_T, low_T, close_T = (columns[name] for name in PRICE_COLUMNS)
     step_T = np.diff(times_T, prepend=times_T[0] - timeframe.duration_ns)
-    found: list[tuple[int, str]] = []
+    found: list[BrokenRule] = []
 
-    def check(is_broken_T: NDArray[np.bool_], reason: str, *names: str) -> None:
+    def check(is_broken_T: NDArray[np.bool_], kind: RuleKind, rule: str, *shown: str) -> None:
         if is_broken_T.any():
-            row = int(np.argmax(is_broken_T))
-            shown = ", ".join(f"{name} {columns[name][row]:g}" for name in names)
-            found.append((row, f"{reason} ({shown})" if shown else reason))
+            found.append(BrokenRule(kind, rule, np.flatnonzero(is_broken_T), shown))
 
-    for name, values in columns.items():
-        check(~np.isfinite(values), f"{name} must be a finite number", name)
+    for name in BAR_COLUMNS:
+        check(~np.isfinite(columns[name]), RuleKind.VALUE, f"{name} must be a finite number", name)
     for name in PRICE_COLUMNS:
-        check(columns[name] <= 0, f"{name} must be above 0", name)
-    check(columns["volume"] < 0, "volume must not be negative", "volume")
-    check(high_T < low_T, "high is below low", "high", "low")
-    check(high_T < np.maximum(open_T, close_T), "high is below open or close", "high", "open", "close")
-    check(low_T > np.minimum(open_T, close_T), "low is above open or close", "low", "open", "close")
-    check(step_T == 0, "time is that of the row before; times must strictly increase")
-    check(step_T < 0, "time is before that of the row before; times must strictly increase")
+        check(columns[name] <= 0, RuleKind.VALUE, f"{name} must be above 0", name)
+    check(columns["volume"] < 0, RuleKind.VALUE, "volume must not be negative", "volume")
+    check(high_T < low_T, RuleKind.VALUE, "high is below low", "high", "low")
+    check(
+        high_T < np.maximum(open_T, close_T),
+        RuleKind.VALUE,
+        "high is below open or close",
+        "high",
+        "open",
+        "close",
+    )
+    check(low_T > np.minimum(open_T, close_T), RuleKind.VALUE, "low is above open or close", "low", "open", "close")
+    check(step_T == 0, RuleKind.DUPLICATE, "time is that of the row before; times must strictly increase")
+    check(step_T < 0, RuleKind.ORDER, "time is before that of the row before; times must strictly increase")
     if timeframe.duration_ns < DAY_NS:  # daily bars of a market with daylight saving may be 23 hours apart
         check(
             (step_T > 0) & (step_T < timeframe.duration_ns),
+            RuleKind.OVERLAP,
             f"bar opens before the {timeframe} bar before it has closed",
         )
-    return min(found, key=lambda entry: entry[0]) if found else None
+    return found
+
+
+def first_broken_bar(
+    times_T: IntArray, columns: Mapping[str, FloatArray], timeframe: Timeframe
+) -> tuple[int, str] | None:
+    """Return the first bar (counted from 0) that breaks a rule, with the reason; None if all keep them."""
+    rules = broken_rules(times_T, columns, timeframe)
+    if not rules:
+        return None
+    first = min(rules, key=lambda rule: int(rule.rows[0]))
+    row = int(first.rows[0])
+    return row, first.reason(columns, row)

@@ -1,25 +1,57 @@
-"""Splits rows in time, with a purge at each boundary (M. Lopez de Prado, Advances in Financial Machine Learning, 2018).
+"""Splits the rows of each symbol in time, with a purge at each boundary and an embargo behind it.
 
-A label of row t has seen bars up to t + horizon. A row whose label reaches into the next part is dropped, or the
-model would be judged on what it was taught.
+A label of row t has seen bars up to its end. A row whose label reaches the next part is dropped (the purge), or the
+model would be judged on what it was taught. The embargo leaves out the first bars of validation and of test on top of
+that, for what the purge does not see: features there still look back at bars of the part before.
+
+Precisely, for one symbol with N rows: validation begins at row round(N train), test at row round(N (train +
+validation)). A row before such a row is kept only if its label's end is before that row's bar. A row of validation or
+test is kept only if its bar is at least `embargo_bars` bars after the first bar of its part. The purge does not count
+the embargo in: the two gaps add up.
+
+Source: M. Lopez de Prado, Advances in Financial Machine Learning, 2018, section 7.4.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ktrdr_core.config.strategy import DataSplitConfig
 from ktrdr_core.data.bars import IntArray
-from ktrdr_core.datasets.dataset import DatasetPart, DataSplit
+from ktrdr_core.datasets.dataset import DatasetPart, DataSplit, SeriesRows
 from ktrdr_core.datasets.rows import Rows
 from ktrdr_core.errors import TooFewBarsError
+from ktrdr_core.features.engineer import FeatureColumn
 from ktrdr_core.features.scaler import Scaler, ScalerKind
+from ktrdr_core.labels.labels import NO_LABEL, Labels
 
 PART_NAMES = ("train", "validation", "test")
 MIN_PART_ROWS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PartRows:
+    """Which rows of something each part has.
+
+    Attributes:
+        train, validation, test: Row numbers, int64, increasing.
+        purged_rows: Rows dropped because their label reaches into another part.
+        embargoed_rows: Rows dropped by the embargo alone.
+    """
+
+    train: IntArray
+    validation: IntArray
+    test: IntArray
+    purged_rows: int
+    embargoed_rows: int
+
+    @property
+    def parts(self) -> tuple[IntArray, IntArray, IntArray]:
+        return self.train, self.validation, self.test
 
 
 def part_bounds(num_rows: int, shares: DataSplitConfig) -> tuple[int, int]:
@@ -27,25 +59,32 @@ def part_bounds(num_rows: int, shares: DataSplitConfig) -> tuple[int, int]:
     return round(num_rows * shares.train), round(num_rows * (shares.train + shares.validation))
 
 
-def split_indices(bar_indices: IntArray, shares: DataSplitConfig, horizon_bars: int) -> tuple[IntArray, ...]:
-    """Return the positions of the train, validation and test rows of one symbol.
+def split_series(bar_indices: IntArray, ends: IntArray, shares: DataSplitConfig) -> PartRows:
+    """Return the parts of one symbol by the rule at the top of this module.
 
     Args:
         bar_indices: Bar of each row, shape (N,), increasing.
-        shares: Shares of the parts.
-        horizon_bars: A row is purged if its bar + `horizon_bars` is not before the first bar of the next part.
+        ends: Last bar that each row's label has seen, shape (N,).
+        shares: Shares of the parts, and the embargo.
 
     Returns:
-        Three arrays of positions in [0, N), increasing, disjoint.
+        Row numbers in [0, N), disjoint.
     """
-    bounds = (0, *part_bounds(len(bar_indices), shares), len(bar_indices))
-    parts = []
-    for start, stop in itertools.pairwise(bounds):
-        positions = np.arange(start, stop, dtype=np.int64)
-        if stop < len(bar_indices):
-            positions = positions[bar_indices[start:stop] + horizon_bars < bar_indices[stop]]
-        parts.append(positions)
-    return tuple(parts)
+    num_rows = len(bar_indices)
+    validation, test = part_bounds(num_rows, shares)
+    is_purged = np.zeros(num_rows, dtype=np.bool_)
+    is_embargoed = np.zeros(num_rows, dtype=np.bool_)
+    for first in (validation, test):
+        if first < num_rows:
+            first_bar = bar_indices[first]
+            is_purged[:first] |= ends[:first] >= first_bar
+            is_embargoed[first:] |= bar_indices[first:] < first_bar + shares.embargo_bars
+    is_kept = ~(is_purged | is_embargoed)
+    train, validated, tested = (
+        np.flatnonzero(is_kept[start:stop]) + start
+        for start, stop in ((0, validation), (validation, test), (test, num_rows))
+    )
+    return PartRows(train, validated, tested, int(is_purged.sum()), int((is_embargoed & ~is_purged).sum()))
 
 
 def check_part_sizes(num_bars: int, num_rows: int, shares: DataSplitConfig, horizon_bars: int, *, subject: str) -> None:
@@ -53,75 +92,165 @@ def check_part_sizes(num_bars: int, num_rows: int, shares: DataSplitConfig, hori
 
     Args:
         num_bars: Bars in the range.
-        num_rows: Consecutive bars that have every feature and a label.
-        shares: Shares of the parts.
-        horizon_bars: Rows purged at each boundary.
+        num_rows: Consecutive bars that have every feature, a window and a label; see `expected_rows`.
+        shares: Shares of the parts, and the embargo.
+        horizon_bars: Rows purged at each boundary, at most.
         subject: The series, for the message: "EURUSD 1h".
 
     Raises:
         TooFewBarsError: A part has fewer than MIN_PART_ROWS rows.
     """
-    parts = split_indices(np.arange(max(num_rows, 0), dtype=np.int64), shares, horizon_bars)
-    sizes = [len(part) for part in parts]
-    if min(sizes) < MIN_PART_ROWS:
-        shown = ", ".join(f"{name} {size}" for name, size in zip(PART_NAMES, sizes, strict=True))
-        raise TooFewBarsError(
-            f"{subject} has {num_bars} bars in this range; after warm-up, a horizon of {horizon_bars} bars and the "
-            f"purge, {shown} rows are left, and each part needs {MIN_PART_ROWS}; take a longer range or a shorter "
-            "horizon",
-            field="spec.start_date",
-            metadata={"num_bars": str(num_bars), "num_rows": str(max(num_rows, 0))},
-        )
+    rows = np.arange(max(num_rows, 0), dtype=np.int64)
+    require_rows(split_series(rows, rows + horizon_bars, shares), num_bars, shares.embargo_bars, horizon_bars, subject)
+
+
+def require_rows(parts: PartRows, num_bars: int, embargo_bars: int, horizon_bars: int, subject: str) -> None:
+    """Refuse a part of fewer than MIN_PART_ROWS rows; see `check_part_sizes`."""
+    sizes = [len(part) for part in parts.parts]
+    if min(sizes) >= MIN_PART_ROWS:
+        return
+    shown = ", ".join(f"{name} {size}" for name, size in zip(PART_NAMES, sizes, strict=True))
+    embargo, way_out = (f", an embargo of {embargo_bars} bars", " or embargo") if embargo_bars else ("", "")
+    raise TooFewBarsError(
+        f"{subject} has {num_bars} bars in this range; after warm-up, a horizon of {horizon_bars} bars{embargo} and "
+        f"the purge, {shown} rows are left, and each part needs {MIN_PART_ROWS}; take a longer range or a shorter "
+        f"horizon{way_out}",
+        field="spec.start_date",
+        metadata={"num_bars": str(num_bars), "num_rows": str(sum(sizes))},
+    )
+
+
+def training_stop_bar(labels: Labels, *, warm_up_bars: int, window_bars: int, shares: DataSplitConfig) -> int:
+    """Return the bar after the last one of the training part, known before there are features.
+
+    What is fitted on the training part and then makes the features, such as quantile fuzzy sets, may use bars before
+    this one. 0 if the training part is empty.
+
+    Args:
+        labels: Of one symbol.
+        warm_up_bars: Its bars without complete features.
+        window_bars: Bars that a row spans.
+        shares: See `split_series`.
+    """
+    first_row = warm_up_bars + window_bars - 1
+    bar_indices = np.flatnonzero(labels.y[first_row:] != NO_LABEL) + first_row
+    train = split_series(bar_indices, labels.ends[bar_indices], shares).train
+    return int(bar_indices[train[-1]]) + 1 if len(train) else 0
 
 
 def split_rows(
     rows: Rows,
     *,
-    symbols: Sequence[str],
-    feature_names: Sequence[str],
+    columns: Sequence[FeatureColumn],
     shares: DataSplitConfig,
-    horizon_bars: int,
-    scaler_kind: ScalerKind = "standard",
+    scaling: ScalerKind = "standard",
     warnings: Sequence[str] = (),
 ) -> DataSplit:
     """Return the three parts, split within each symbol, scaled by what the training part shows.
 
     Args:
-        rows: Rows of every symbol, see `combine_rows`.
-        symbols: What `rows.symbol_ids` point at.
-        feature_names: Names of the columns of `rows.X`.
-        shares: Chronological shares.
-        horizon_bars: See `split_indices`.
-        scaler_kind: "standard" or "none".
+        rows: Rows of every symbol.
+        columns: Columns of the matrix; those of the indicator "symbol" are not scaled.
+        shares: Chronological shares, and the embargo.
+        scaling: Kind of scaler; with "none" the parts share the matrix of `rows`, else one scaled copy of it.
         warnings: Carried into the result.
 
     Raises:
         TooFewBarsError: A part of a symbol has fewer than MIN_PART_ROWS rows.
     """
-    positions: list[list[IntArray]] = [[], [], []]
-    for symbol_id, symbol in enumerate(symbols):
-        own = np.flatnonzero(rows.symbol_ids == symbol_id)
-        parts = split_indices(rows.bar_indices[own], shares, horizon_bars)
-        if min(len(part) for part in parts) < MIN_PART_ROWS:
-            check_part_sizes(len(own), len(own), shares, horizon_bars, subject=symbol)
-        for collected, part in zip(positions, parts, strict=True):
-            collected.append(own[part])
-    chosen = [np.concatenate(parts) for parts in positions]
-    scaler = Scaler.fit(rows.X[chosen[0]], scaler_kind)
+    by_symbol = []
+    for symbol_id, counts in enumerate(rows.counts):
+        own = rows.slice_of(symbol_id)
+        parts = split_series(rows.bar_indices[own], rows.ends[own], shares)
+        require_rows(parts, counts.bars, shares.embargo_bars, rows.horizon_bars, counts.symbol)
+        by_symbol.append(parts)
+    return assemble_split(rows, by_symbol, columns=columns, scaling=scaling, warnings=warnings)
+
+
+def assemble_split(
+    rows: Rows,
+    by_symbol: Sequence[PartRows],
+    *,
+    columns: Sequence[FeatureColumn],
+    scaling: ScalerKind,
+    warnings: Sequence[str] = (),
+    is_trimmed: bool = False,
+) -> DataSplit:
+    """Return the split whose parts have the given rows of each symbol.
+
+    Args:
+        rows: Rows of every symbol.
+        by_symbol: Row numbers within each symbol's rows.
+        columns: See `split_rows`.
+        scaling: See `split_rows`.
+        warnings: See `split_rows`.
+        is_trimmed: Leave out of the scaled matrix, at both ends of each symbol, the bars that no part has a window on.
+    """
+    starts = [rows.slice_of(symbol_id).start for symbol_id in range(len(rows.symbols))]
     train, validation, test = (
-        DatasetPart(
-            X=scaler.transform(rows.X[part]), y=rows.y[part], times=rows.times[part], symbol_ids=rows.symbol_ids[part]
-        )
-        for part in chosen
+        np.concatenate([part + start for part, start in zip(own, starts, strict=True)])
+        for own in zip(*(parts.parts for parts in by_symbol), strict=True)
     )
+    identity = [index for index, column in enumerate(columns) if column.indicator == "symbol"]
+    scaler = Scaler.fit(rows.matrix, scaling, rows=rows.positions[train], identity=identity)
+    if scaling == "none":
+        matrix, series = rows.matrix, rows.series
+    else:
+        series = _extents(rows, np.concatenate((train, validation, test))) if is_trimmed else rows.series
+        matrix, series = _scaled(rows, series, scaler)
+    shifts = np.array(
+        [
+            (new.start - new.first_bar) - (old.start - old.first_bar)
+            for new, old in zip(series, rows.series, strict=True)
+        ]
+    )
+
+    def part(own: IntArray) -> DatasetPart:
+        symbol_ids = rows.symbol_ids[own]
+        return DatasetPart(
+            matrix=matrix,
+            rows=rows.positions[own] + shifts[symbol_ids],
+            y=rows.y[own],
+            targets=rows.targets[own] if len(rows.targets) else rows.targets,
+            times=rows.times[own],
+            symbol_ids=symbol_ids,
+            window_bars=rows.window_bars,
+        )
+
     return DataSplit(
-        train=train,
-        validation=validation,
-        test=test,
-        feature_names=tuple(feature_names),
-        symbols=tuple(symbols),
+        train=part(train),
+        validation=part(validation),
+        test=part(test),
+        series=series,
+        columns=tuple(columns),
+        symbols=rows.symbols,
         scaler=scaler,
-        horizon_bars=horizon_bars,
-        purged_rows=len(rows) - sum(len(part) for part in chosen),
+        horizon_bars=rows.horizon_bars,
+        purged_rows=sum(parts.purged_rows for parts in by_symbol),
+        embargoed_rows=sum(parts.embargoed_rows for parts in by_symbol),
         warnings=tuple(warnings),
     )
+
+
+def _extents(rows: Rows, used: IntArray) -> tuple[SeriesRows, ...]:
+    """Return, for each symbol, the run of `rows.series` that holds the windows of the rows used."""
+    extents = []
+    for symbol_id, placed in enumerate(rows.series):
+        positions = rows.positions[used[rows.symbol_ids[used] == symbol_id]]
+        start, stop = int(positions.min()) - rows.window_bars + 1, int(positions.max()) + 1
+        extents.append(SeriesRows(placed.symbol, start, stop, placed.first_bar + start - placed.start))
+    return tuple(extents)
+
+
+def _scaled(
+    rows: Rows, extents: Sequence[SeriesRows], scaler: Scaler
+) -> tuple[NDArray[np.float32], tuple[SeriesRows, ...]]:
+    """Return the scaled matrix of the extents, which are places in `rows.matrix`, and where each stands in it."""
+    matrix = np.empty((sum(own.stop - own.start for own in extents), rows.matrix.shape[1]), dtype=np.float32)
+    series, start = [], 0
+    for own in extents:
+        placed = SeriesRows(own.symbol, start, start + own.stop - own.start, own.first_bar)
+        scaler.transform(rows.matrix[own.start : own.stop], out=matrix[placed.start : placed.stop])
+        series.append(placed)
+        start = placed.stop
+    return matrix, tuple(series)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypedDict, cast
 from uuid import UUID
@@ -34,6 +34,151 @@ class TestMetrics(TypedDict):
     recall: float
     f1_score: float
     majority_baseline_accuracy: float
+
+
+class ClassMetrics(TypedDict):
+    """Of one class of the test part; `support` is its number of rows."""
+
+    precision: float
+    recall: float
+    f1_score: float
+    support: int
+
+
+class CalibrationBin(TypedDict):
+    """Rows whose largest probability is in [lower, upper): how sure the model is and how often it is right."""
+
+    lower: float
+    upper: float
+    count: int
+    mean_confidence: float
+    accuracy: float
+
+
+class Calibration(TypedDict):
+    """Expected calibration error over equal-width bins (Guo et al., 2017), and the multi-class Brier score (1950)."""
+
+    expected_calibration_error: float
+    brier_score: float
+    bins: list[CalibrationBin]
+
+
+class Baselines(TypedDict):
+    """What answers without a model score on the test part.
+
+    `majority_accuracy`: its most frequent class, always. `train_majority_accuracy`: the training part's.
+    `random_accuracy`: seeded draws by the training part's class shares.
+    """
+
+    majority_class: str
+    majority_accuracy: float
+    train_majority_accuracy: float
+    random_accuracy: float
+    random_balanced_accuracy: float
+
+
+class SignalEvaluation(TypedDict):
+    """The decisions on the test part as positions (+1, 0, -1) held from close to close, with a cost for each change.
+
+    An evaluation of signals, not a backtest of fills: no spread, slippage, financing or size. Returns are fractions
+    over symbols of equal weight; `sharpe` is annualised by `bars_per_year`, its standard error after Lo (2002).
+    """
+
+    cost_bps: float
+    num_bars: int
+    num_trades: int
+    turnover: float
+    exposure: float
+    gross_return: float
+    net_return: float
+    buy_and_hold_return: float
+    sharpe: float
+    sharpe_standard_error: float
+    buy_and_hold_sharpe: float
+    max_drawdown: float
+    bars_per_year: float
+
+
+class ImportanceInterval(TypedDict):
+    """Mean drop of test accuracy when a feature or a group of them is permuted, with its 95 % confidence interval."""
+
+    name: str
+    mean: float
+    lower: float
+    upper: float
+
+
+class GroupImportance(ImportanceInterval):
+    """`kind` is "indicator" or "timeframe"; all the group's columns are permuted together."""
+
+    kind: str
+    num_features: int
+
+
+class RegressionMetrics(TypedDict):
+    """Of predicted against true forward returns of the test part; `information_coefficient` is Spearman's."""
+
+    mean_squared_error: float
+    mean_absolute_error: float
+    r_squared: float
+    information_coefficient: float
+    directional_accuracy: float
+
+
+class FoldMetrics(TypedDict):
+    """One fold of the strategy's `validation` with one seed, judged on rows it was not trained on."""
+
+    fold: int
+    seed: int
+    train_rows: int
+    judged_rows: int
+    judged_from: str
+    judged_to: str
+    best_epoch: int
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+    mcc: float
+    f1_score: float
+    majority_baseline_accuracy: float
+
+
+class LeakageVerdict(TypedDict):
+    """What was checked before training: `passed` is always true in a stored model, for a violation fails the training.
+
+    `cuts`: points at which the future was cut off, over all symbols. `perturbations`: points from which on it was
+    changed. `label_spans`: labels whose span was compared with the boundaries of the splits.
+    """
+
+    passed: bool
+    cuts: int
+    perturbations: int
+    label_spans: int
+    num_features: int
+    horizon_bars: int
+    purged_rows: int
+    embargoed_rows: int
+
+
+class Evaluation(TypedDict):
+    """Everything known of a model beside `test_metrics`; all of the test part unless it says otherwise.
+
+    `regression` is None for a classification.
+    """
+
+    balanced_accuracy: float
+    mcc: float
+    per_class: dict[str, ClassMetrics]
+    confusion_matrix: list[list[int]]
+    calibration: Calibration
+    baselines: Baselines
+    signals: SignalEvaluation
+    regression: RegressionMetrics | None
+    importance: list[ImportanceInterval]
+    group_importance: list[GroupImportance]
+    validation_method: str
+    folds: list[FoldMetrics]
+    leakage: LeakageVerdict
 
 
 class ResultConfig(TypedDict):
@@ -80,11 +225,13 @@ class TrainingResult(_OptionalResult):
     config: ResultConfig
     metadata: ResultMetadata
     artifact_digest: str
+    evaluation: Evaluation
 
 
 _SECTIONS: dict[str, type] = {
     "training_metrics": TrainingMetrics,
     "test_metrics": TestMetrics,
+    "evaluation": Evaluation,
     "config": ResultConfig,
     "metadata": ResultMetadata,
 }
@@ -120,6 +267,7 @@ def validate_training_result(result: Mapping[str, Any]) -> TrainingResult:
         for key, value in result[name].items():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 refuse(f"{name}.{key}", f"must be a finite number, was {value!r}")
+    _check_finite(result["evaluation"], "evaluation", refuse)
     importance = result["feature_importance"]
     if set(importance) != set(result["feature_names"]):
         refuse("feature_importance", "must name the same features as feature_names")
@@ -129,3 +277,14 @@ def validate_training_result(result: Mapping[str, Any]) -> TrainingResult:
         except (TypeError, ValueError):
             refuse(f"metadata.{key}", f"must be ISO 8601, was {result['metadata'][key]!r}")
     return cast(TrainingResult, dict(result))
+
+
+def _check_finite(value: Any, field: str, refuse: Callable[[str, str], None]) -> None:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_finite(each, f"{field}.{key}", refuse)
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            _check_finite(each, f"{field}[{index}]", refuse)
+    elif isinstance(value, float) and not math.isfinite(value):
+        refuse(field, f"must be finite, was {value!r}")

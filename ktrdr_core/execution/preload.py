@@ -52,6 +52,7 @@ def _warm_up() -> None:
         for name in _TORCH_MODULES:
             importlib.import_module(name)
         _take_steps()
+        _load_kernels()
 
 
 def _take_steps() -> None:
@@ -72,6 +73,13 @@ def _take_steps() -> None:
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+
+
+def _load_kernels() -> None:
+    """Load the compiled kernels; the first time on a machine this compiles them, which takes seconds."""
+    from ktrdr_core.training.stack_engine import warm_up
+
+    warm_up()
 
 
 def _prepare_process() -> None:

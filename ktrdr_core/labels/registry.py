@@ -1,4 +1,4 @@
-"""Labels: what the model should have said at each bar. Labels look ahead, by a declared number of bars."""
+"""The label sources by name, and what they declare before a bar is read."""
 
 from __future__ import annotations
 
@@ -9,110 +9,107 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ktrdr_core.config.strategy import LabelsConfig
-from ktrdr_core.data.bars import Bars, FloatArray
-from ktrdr_core.domain.labels import CLASS_NAMES, NUM_CLASSES, SignalClass
+from ktrdr_core.data.bars import Bars
+from ktrdr_core.domain.labels import CLASS_NAMES, NUM_CLASSES
 from ktrdr_core.errors import DegenerateLabelsError, UnsupportedError
+from ktrdr_core.labels.forward_return import forward_return_labels
+from ktrdr_core.labels.labels import NO_LABEL, Labels
+from ktrdr_core.labels.triple_barrier import triple_barrier_labels
+from ktrdr_core.labels.zigzag import zigzag_labels
+from ktrdr_core.labels.zigzag_segments import zigzag_segment_labels
 
-NO_LABEL = -1
 MAX_CLASS_SHARE = 0.95
 
+Labeler = Callable[[Bars, LabelsConfig], Labels]
 
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """Labels of a series.
+
+@dataclass(frozen=True, slots=True)
+class LabelSource:
+    """A label source.
 
     Attributes:
-        y: SignalClass of each bar, shape (T,), int64; NO_LABEL where the horizon is not complete.
-        horizon_bars: Bars ahead that a label has seen.
+        label: Labels a series.
+        tuning_keys: Keys of `training.labels` that decide how often each class appears.
     """
 
-    y: NDArray[np.int64]
-    horizon_bars: int
+    label: Labeler
+    tuning_keys: tuple[str, ...]
 
 
-def forward_extremes(close: FloatArray, horizon_bars: int) -> tuple[FloatArray, FloatArray]:
-    """Return the highest and lowest close of the `horizon_bars` bars after each bar.
-
-    Args:
-        close: Close prices, shape (T,), no NaN.
-        horizon_bars: H, at least 1.
-
-    Returns:
-        max and min of close[t + 1 .. t + H], shape (T,), float64; NaN in the last H rows. Looks H bars ahead.
-    """
-    import talib
-
-    highest_T, lowest_T = np.full(len(close), np.nan), np.full(len(close), np.nan)
-    if len(close) > horizon_bars:
-        if horizon_bars == 1:  # TA-Lib takes no window of one bar
-            highest_T[:-1] = lowest_T[:-1] = close[1:]
-        else:
-            highest_T[:-horizon_bars] = talib.MAX(close, timeperiod=horizon_bars)[horizon_bars:]
-            lowest_T[:-horizon_bars] = talib.MIN(close, timeperiod=horizon_bars)[horizon_bars:]
-    return highest_T, lowest_T
+LABEL_SOURCES: Mapping[str, LabelSource] = {
+    "zigzag": LabelSource(zigzag_labels, ("zigzag_threshold", "label_lookahead")),
+    "zigzag_segments": LabelSource(zigzag_segment_labels, ("zigzag_threshold", "label_lookahead")),
+    "triple_barrier": LabelSource(triple_barrier_labels, ("profit_barrier", "loss_barrier", "label_lookahead")),
+    "forward_return": LabelSource(forward_return_labels, ("buy_threshold", "sell_threshold", "label_lookahead")),
+}
 
 
-def zigzag_labels(bars: Bars, config: LabelsConfig) -> Labels:
-    """Label each bar by the larger of the moves that follow within the horizon.
-
-    With H = `label_lookahead` and h = `zigzag_threshold`: up = max(close[t+1..t+H]) / close[t] - 1, down =
-    1 - min(close[t+1..t+H]) / close[t]. BUY if up >= h and up > down, SELL if down >= h and down > up, else HOLD.
-    The last H bars have no label.
-    """
-    highest_T, lowest_T = forward_extremes(bars.close, config.label_lookahead)
-    up_T = highest_T / bars.close - 1
-    down_T = 1 - lowest_T / bars.close
-    y = np.full(len(bars), int(SignalClass.HOLD), dtype=np.int64)
-    y[(up_T >= config.zigzag_threshold) & (up_T > down_T)] = SignalClass.BUY
-    y[(down_T >= config.zigzag_threshold) & (down_T > up_T)] = SignalClass.SELL
-    y[np.isnan(up_T)] = NO_LABEL
-    return Labels(y, config.label_lookahead)
-
-
-LABELERS: Mapping[str, Callable[[Bars, LabelsConfig], Labels]] = {"zigzag": zigzag_labels}
-
-
-def find_labeler(source: str) -> Callable[[Bars, LabelsConfig], Labels]:
-    """Return the labeler of a label source.
+def find_label_source(name: str) -> LabelSource:
+    """Return a label source.
 
     Raises:
-        UnsupportedError: This version does not build it.
+        UnsupportedError: There is none of this name.
     """
-    if source not in LABELERS:
+    if name not in LABEL_SOURCES:
         raise UnsupportedError(
-            f"label source {source!r} is not built yet; this version has {', '.join(LABELERS)}",
-            field="training.labels.source",
+            f"label source {name!r} is not known; use {', '.join(LABEL_SOURCES)}", field="training.labels.source"
         )
-    return LABELERS[source]
+    return LABEL_SOURCES[name]
 
 
 def generate_labels(bars: Bars, config: LabelsConfig) -> Labels:
-    """Return the labels of a series by the strategy's label source.
-
-    Raises:
-        UnsupportedError: The source is not built yet.
-    """
-    return find_labeler(config.source)(bars, config)
+    """Return the labels of a series by the strategy's label source; see its module for the definition."""
+    return find_label_source(config.source).label(bars, config)
 
 
-def check_degenerate(y: NDArray[np.int64], allow: bool) -> None:
+def label_horizon(config: LabelsConfig) -> int:
+    """Return the most bars ahead that a label may see; as many bars at the end of a series have no label."""
+    return config.label_lookahead
+
+
+def label_warm_up_bars(config: LabelsConfig) -> int:
+    """Return the bars at the start of a series that have no label for want of history."""
+    return config.volatility_period or 0
+
+
+def check_degenerate(y: NDArray[np.int64], config: LabelsConfig) -> None:
     """Refuse labels from which nothing can be learned.
 
     Args:
-        y: Labels, shape (N,); NO_LABEL entries are left out.
-        allow: The strategy says `allow_degenerate_labels`.
+        y: Labels of every symbol, shape (N,); NO_LABEL entries are left out.
+        config: Their source, and whether the strategy says `allow_degenerate_labels`.
 
     Raises:
         DegenerateLabelsError: A class is missing, or one has over 95 % of the rows; the counts are named.
     """
     counts = np.bincount(y[y != NO_LABEL], minlength=NUM_CLASSES)
     total = int(counts.sum())
-    if allow or (total and counts.min() > 0 and counts.max() <= MAX_CLASS_SHARE * total):
+    if config.allow_degenerate_labels or (total and counts.min() > 0 and counts.max() <= MAX_CLASS_SHARE * total):
         return
     shown = ", ".join(f"{name} {count}" for name, count in zip(CLASS_NAMES, counts.tolist(), strict=True))
+    *others, last = find_label_source(config.source).tuning_keys
     raise DegenerateLabelsError(
-        f"labels are degenerate: {shown} of {total} rows; each class must appear and none exceed "
-        f"{MAX_CLASS_SHARE:.0%}; change training.labels.zigzag_threshold or label_lookahead, "
-        "or set allow_degenerate_labels",
+        f"{config.source} labels are degenerate: {shown} of {total} rows; each class must appear and none exceed "
+        f"{MAX_CLASS_SHARE:.0%}; change training.labels.{', '.join(others)} or {last}, or set allow_degenerate_labels",
         metadata={name: str(count) for name, count in zip(CLASS_NAMES, counts.tolist(), strict=True)},
+    )
+
+
+def check_degenerate_targets(targets: NDArray[np.float32], config: LabelsConfig) -> None:
+    """Refuse forward returns from which a regression can learn nothing.
+
+    Args:
+        targets: Of every symbol, shape (N,); NaN entries are left out.
+        config: Whether the strategy says `allow_degenerate_labels`.
+
+    Raises:
+        DegenerateLabelsError: There are none, or all are the same.
+    """
+    known = targets[~np.isnan(targets)]
+    if config.allow_degenerate_labels or (len(known) and known.min() < known.max()):
+        return
+    value = f"all {len(known)} are {known[0]:g}" if len(known) else "there are none"
+    raise DegenerateLabelsError(
+        f"forward returns are degenerate: {value}; take a longer range, change training.labels.label_lookahead, or set "
+        "allow_degenerate_labels"
     )

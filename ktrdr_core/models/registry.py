@@ -17,7 +17,24 @@ def _build_mlp(spec: NetworkSpec, seed: int) -> Network:
     return MultiLayerPerceptron(spec, seed=seed)
 
 
-_BUILDERS: dict[str, Callable[[NetworkSpec, int], Network]] = {"mlp": _build_mlp}
+def _build_recurrent(spec: NetworkSpec, seed: int) -> Network:
+    from ktrdr_core.models.recurrent import RecurrentNetwork
+
+    return RecurrentNetwork(spec, seed=seed)
+
+
+def _build_transformer(spec: NetworkSpec, seed: int) -> Network:
+    from ktrdr_core.models.transformer import TransformerNetwork
+
+    return TransformerNetwork(spec, seed=seed)
+
+
+_BUILDERS: dict[str, Callable[[NetworkSpec, int], Network]] = {
+    "mlp": _build_mlp,
+    "lstm": _build_recurrent,
+    "gru": _build_recurrent,
+    "transformer": _build_transformer,
+}
 
 
 def build_network(spec: NetworkSpec, *, seed: int) -> Network:

@@ -3,8 +3,8 @@
 ```
 model.safetensors   weights: the truth, and what travels
 config.json         strategy, training, model and data configuration
-metrics.json        metrics of each epoch, of the last one and of the test part
-features.json       feature names and importance, the fitted scaler
+metrics.json        metrics of each epoch, of the best one and of the test part; the evaluation
+features.json       feature names and importance, the fitted scaler and fuzzy sets
 metadata.json       identity, times, device, versions: all that differs between two equal executions
 model.pt            derived: state dict
 model_full.pt       derived: architecture, state dict, preprocessing
@@ -31,9 +31,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as render_safetensors
 
+from ktrdr_core.data.durable import fsync_directory, fsync_tree, write_durably
 from ktrdr_core.domain.result import TrainingResult, validate_training_result
 from ktrdr_core.errors import CorruptDataError, InvalidResultError, NotFoundError
-from ktrdr_core.storage.durable import fsync_directory, fsync_tree, write_durably
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -61,8 +61,8 @@ class ModelArtifact:
     Attributes:
         tensors: Weights by name.
         config: `TrainingResult.config`; `model_config.network` is the architecture, the strategy is whole.
-        metrics: `training_metrics`, `test_metrics`, `history`.
-        features: `feature_names`, `feature_importance`, `scaler`.
+        metrics: `training_metrics`, `test_metrics`, `evaluation`, `history`.
+        features: `feature_names`, `columns`, `feature_importance`, `scaler`, `fuzzy_sets` (as fitted).
         metadata: `model_id`, `TrainingResult.metadata`'s keys, `warnings`, `environment`.
     """
 
@@ -174,6 +174,7 @@ def build_result(contents: Mapping[str, bytes], *, model_path: str) -> TrainingR
         "model_id": metadata["model_id"],
         "training_metrics": metrics["training_metrics"],
         "test_metrics": metrics["test_metrics"],
+        "evaluation": metrics["evaluation"],
         "feature_names": names,
         "feature_importance": {name: importance[name] for name in names},
         "config": config,
@@ -183,6 +184,8 @@ def build_result(contents: Mapping[str, bytes], *, model_path: str) -> TrainingR
     }
     if metadata.get("checkpoints"):
         result["checkpoints"] = list(metadata["checkpoints"])
+    if metrics.get("early_stop_epoch"):
+        result |= {"early_stopped": True, "early_stop_epoch": metrics["early_stop_epoch"]}
     return validate_training_result(result)
 
 
@@ -234,8 +237,9 @@ def derive_torch_files(directory: Path) -> None:
         "preprocessing": {
             "feature_names": features["feature_names"],
             "scaler_kind": scaler["kind"],
-            "scaler_mean": torch.tensor(scaler["mean"], dtype=torch.float64),
+            "scaler_centre": torch.tensor(scaler["centre"], dtype=torch.float64),
             "scaler_scale": torch.tensor(scaler["scale"], dtype=torch.float64),
+            "fuzzy_sets": features["fuzzy_sets"],
         },
         "strategy_config": config["strategy_config"],
     }

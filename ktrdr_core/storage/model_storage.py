@@ -27,6 +27,7 @@ from uuid import UUID, uuid4
 
 from ktrdr_core.clock import utc_now
 from ktrdr_core.config.naming import check_name
+from ktrdr_core.data.durable import fsync_directory, fsync_tree, write_durably
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.errors import CorruptDataError, InvalidInputError, ModelNotFoundError, NotFoundError
 from ktrdr_core.storage.artifact import (
@@ -38,7 +39,6 @@ from ktrdr_core.storage.artifact import (
     verify_artifact,
     write_artifact,
 )
-from ktrdr_core.storage.durable import fsync_directory, fsync_tree, write_durably
 from ktrdr_core.storage.publication import PUBLICATION_FILE, Publication, check_publication
 from ktrdr_core.storage.stored_model import StoredModel
 

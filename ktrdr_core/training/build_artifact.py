@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any
 from uuid import uuid4
@@ -15,7 +15,7 @@ from ktrdr_core.config.strategy import DataSplitConfig, StrategyConfig
 from ktrdr_core.datasets.dataset import DataSplit
 from ktrdr_core.datasets.leakage import LeakageReport
 from ktrdr_core.datasets.rows import Rows
-from ktrdr_core.domain.result import TestMetrics, TrainingMetrics
+from ktrdr_core.domain.result import Evaluation, LeakageVerdict, TestMetrics, TrainingMetrics
 from ktrdr_core.storage.artifact import ModelArtifact
 from ktrdr_core.training.environment import describe_environment
 from ktrdr_core.training.model_trainer import TrainedModel
@@ -27,14 +27,16 @@ class DataFacts:
     """Where the rows came from and what was done to them."""
 
     price_data: PriceData
-    timeframes: tuple[str, ...]
     start_date: date
     end_date: date
     data_mode: str
     shares: DataSplitConfig
-    leakage: Mapping[str, LeakageReport]
     rows: Rows
     split: DataSplit
+
+    @property
+    def timeframes(self) -> tuple[str, ...]:
+        return next(iter(self.price_data.values())).timeframes
 
     def to_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self.split, name) for name in ("train", "validation", "test")}
@@ -46,30 +48,51 @@ class DataFacts:
             "data_mode": self.data_mode,
             "data_split": self.shares.model_dump(),
             "bars": {
-                symbol: {"num_bars": len(bars), "sha256": bars.digest()} for symbol, bars in self.price_data.items()
+                symbol: [
+                    {"timeframe": bars.timeframe, "num_bars": len(bars), "sha256": bars.digest()}
+                    for bars in (own.base, *own.higher)
+                ]
+                for symbol, own in self.price_data.items()
             },
             "rows": {name: len(part) for name, part in parts.items()},
-            "warm_up_rows_dropped": self.rows.warm_up_rows,
-            "unlabelled_rows_dropped": self.rows.unlabelled_rows,
+            "row_counts": [asdict(counts) for counts in self.rows.counts],
             "purged_rows": self.split.purged_rows,
+            "embargoed_rows": self.split.embargoed_rows,
             "horizon_bars": self.split.horizon_bars,
-            "leakage_check": {symbol: report.to_dict() for symbol, report in self.leakage.items()},
         }
+
+
+def leakage_verdict(reports: Mapping[str, LeakageReport], label_spans: int, split: DataSplit) -> LeakageVerdict:
+    """Return what was checked for look-ahead, over all symbols; a violation has ended the training before."""
+    return {
+        "passed": True,
+        "cuts": sum(report.cuts for report in reports.values()),
+        "perturbations": sum(report.perturbations for report in reports.values()),
+        "label_spans": label_spans,
+        "num_features": len(split.columns),
+        "horizon_bars": split.horizon_bars,
+        "purged_rows": split.purged_rows,
+        "embargoed_rows": split.embargoed_rows,
+    }
 
 
 def build_artifact(
     *,
     strategy: StrategyConfig,
+    fitted: StrategyConfig,
     training_config: Mapping[str, Any],
     model_config: Mapping[str, Any],
     data: DataFacts,
     trained: TrainedModel,
     test_metrics: TestMetrics,
-    importance: Mapping[str, float],
+    evaluation: Evaluation,
     warnings: Sequence[str],
     start_time: datetime,
 ) -> ModelArtifact:
-    """Return the artifact of a finished training; what differs between equal executions is in `metadata` alone."""
+    """Return the artifact of a finished training; what differs between equal executions is in `metadata` alone.
+
+    `fitted` is the strategy with the fuzzy sets that its training part gave it.
+    """
     best = trained.history[trained.best_epoch - 1]
     training_metrics: TrainingMetrics = {
         "epochs": len(trained.history),
@@ -93,12 +116,16 @@ def build_artifact(
         metrics={
             "training_metrics": training_metrics,
             "test_metrics": dict(test_metrics),
+            "evaluation": dict(evaluation),
+            "early_stop_epoch": trained.early_stop_epoch,
             "history": [dict(metrics) for metrics in trained.history],
         },
         features={
             "feature_names": list(split.feature_names),
-            "feature_importance": dict(importance),
+            "columns": [asdict(column) for column in split.columns],
+            "feature_importance": {feature["name"]: feature["mean"] for feature in evaluation["importance"]},
             "scaler": split.scaler.to_dict(),
+            "fuzzy_sets": fitted.to_dict()["fuzzy_sets"],
         },
         metadata={
             "model_id": str(uuid4()),
@@ -114,6 +141,7 @@ def build_artifact(
             "training_samples": len(split.train),
             "test_samples": len(split.test),
             "warnings": list(warnings),
+            "checkpoints": list(trained.checkpoints),
             "environment": describe_environment(trained.device),
         },
     )

@@ -1,7 +1,7 @@
 """A checkpoint: everything that a training loop needs to go on as if it had never stopped.
 
-One safetensors file: the tensors, and in its header one JSON text with the rest. Written beside its place, fsynced,
-renamed, so a checkpoint that exists is whole. No pickled code.
+One safetensors file: the tensors of every lane, and in its header one JSON text with the rest. Written beside its
+place, fsynced, renamed, so a checkpoint that exists is whole. No pickled code.
 """
 
 from __future__ import annotations
@@ -11,75 +11,98 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ktrdr_core.data.durable import write_durably
 from ktrdr_core.errors import CorruptDataError, NotFoundError
-from ktrdr_core.storage.durable import write_durably
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Periodic checkpoints that are kept: the newest, and one before it.
+NUM_KEPT = 2
+_PERIODIC_NAME = "epoch_{epoch:08d}.safetensors"
 _STATE_KEY = "state"
+_TENSOR_GROUPS = ("weights", "best", "engine")
+_PLAIN_FIELDS = ("correct", "history", "schedule", "stopping", "early_stop_epoch")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LaneCheckpoint:
+    """State of one lane.
+
+    Attributes:
+        weights: Weights now.
+        best: Weights of the best epoch; empty before the first ended.
+        engine: `LaneEngine.state`: optimiser, dropout.
+        shuffle_state: State of the generator of shuffles, after the order in use was drawn.
+        order: Rows of the epoch under way in the order they are seen; empty if none is.
+        losses: Mean loss of each batch applied in that epoch, float64.
+        correct: Training rows of that epoch classified right so far.
+        history: Metrics of each finished epoch.
+        schedule: State of the learning rate's schedule.
+        stopping: State of early stopping, the best epoch with it.
+        early_stop_epoch: Epoch after which patience ran out; None while it has not.
+    """
+
+    weights: dict[str, Tensor]
+    best: dict[str, Tensor]
+    engine: dict[str, Tensor]
+    shuffle_state: Tensor
+    order: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    correct: int
+    history: list[dict[str, Any]]
+    schedule: dict[str, Any]
+    stopping: dict[str, Any]
+    early_stop_epoch: int | None
+
+    @property
+    def best_epoch(self) -> int:
+        """Epoch of `best`; 0 before the first ended."""
+        return int(self.stopping["best_epoch"])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
     """State of a loop between two batches.
 
     Attributes:
-        fingerprint: SHA-256 of the settings, the network and the rows it belongs to.
+        fingerprint: SHA-256 of the settings, the networks and the rows it belongs to.
+        engine: Kind of engine that it was taken from; another cannot go on with it.
         epoch: Epoch under way, 1-indexed; epochs + 1 when all are done.
         batches_done: Batches of that epoch already applied.
-        correct: Training rows of that epoch classified right so far.
-        history: Metrics of each finished epoch.
-        best_epoch: Epoch with the lowest validation loss; 0 before the first ended.
-        model: Weights now.
-        best: Weights after `best_epoch`; empty before.
-        optimizer: Tensors of the optimiser's state, by "parameter index.key".
-        shuffle_state: State of the generator of permutations, after the one in use was drawn.
-        dropout: For each dropout layer its generator's state, rows of the block of masks in use, rows used.
-        permutation: Row order of the epoch under way; empty if none is.
-        losses: Loss of each batch applied in that epoch.
+        lanes: The lanes.
     """
 
     fingerprint: str
+    engine: str
     epoch: int
     batches_done: int
-    correct: int
-    history: list[dict[str, Any]]
-    best_epoch: int
-    model: dict[str, Tensor]
-    best: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    shuffle_state: Tensor
-    dropout: list[tuple[Tensor, int, int]]
-    permutation: Tensor
-    losses: Tensor
+    lanes: tuple[LaneCheckpoint, ...]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint` to the file `path` so that it is there whole or not at all; return `path`."""
-    tensors: dict[str, Tensor] = {
-        "rng.shuffle": checkpoint.shuffle_state,
-        "permutation": checkpoint.permutation,
-        "losses": checkpoint.losses,
-    }
-    for group in ("model", "best", "optimizer"):
-        values: dict[str, Tensor] = getattr(checkpoint, group)
-        tensors.update({f"{group}/{name}": value for name, value in values.items()})
-    for index, (generator_state, _, _) in enumerate(checkpoint.dropout):
-        tensors[f"rng.dropout/{index}"] = generator_state
+    tensors: dict[str, Tensor] = {}
+    for index, lane in enumerate(checkpoint.lanes):
+        for group in _TENSOR_GROUPS:
+            values: dict[str, Tensor] = getattr(lane, group)
+            tensors.update({f"{index}/{group}/{name}": value for name, value in values.items()})
+        tensors[f"{index}/shuffle"] = lane.shuffle_state
+        tensors[f"{index}/order"] = torch.from_numpy(lane.order)
+        tensors[f"{index}/losses"] = torch.from_numpy(lane.losses)
     state = {
         "format_version": FORMAT_VERSION,
         "fingerprint": checkpoint.fingerprint,
+        "engine": checkpoint.engine,
         "epoch": checkpoint.epoch,
         "batches_done": checkpoint.batches_done,
-        "correct": checkpoint.correct,
-        "history": checkpoint.history,
-        "best_epoch": checkpoint.best_epoch,
-        "dropout_rows": [[rows, used] for _, rows, used in checkpoint.dropout],
+        "lanes": [{name: getattr(lane, name) for name in _PLAIN_FIELDS} for lane in checkpoint.lanes],
     }
     payload = save(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {_STATE_KEY: json.dumps(state)}
@@ -87,6 +110,26 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, payload)
     return path
+
+
+def save_periodic(directory: Path, checkpoint: Checkpoint, kept: list[str]) -> None:
+    """Write the checkpoint of a finished epoch into `directory` and remove all but the newest of `kept`.
+
+    Args:
+        directory: Where they go.
+        checkpoint: Taken between two epochs.
+        kept: Paths of those written before, oldest first; brought up to date.
+    """
+    path = directory / _PERIODIC_NAME.format(epoch=checkpoint.epoch - 1)
+    kept.append(str(save_checkpoint(path, checkpoint)))
+    while len(kept) > NUM_KEPT:
+        Path(kept.pop(0)).unlink(missing_ok=True)
+
+
+def find_periodic(directory: Path, before_epoch: int) -> list[str]:
+    """Return the periodic checkpoints in `directory` of epochs below `before_epoch`, oldest first."""
+    latest = _PERIODIC_NAME.format(epoch=before_epoch)
+    return [str(path) for path in sorted(directory.glob("epoch_*.safetensors")) if path.name < latest]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -106,50 +149,33 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
         raise CorruptDataError(f"{path} is not a checkpoint: {error}") from error
-    if state.get("format_version") != FORMAT_VERSION:
+    version = state.get("format_version")
+    if version != FORMAT_VERSION:
         raise CorruptDataError(
-            f"{path} has checkpoint format {state.get('format_version')}, this version reads {FORMAT_VERSION}"
+            f"{path} has checkpoint format {version}, this version reads {FORMAT_VERSION}; start the training anew, or "
+            "go on with the version that wrote it"
         )
+    try:
+        lanes = tuple(_lane_of(tensors, f"{index}/", plain) for index, plain in enumerate(state["lanes"]))
+        return Checkpoint(lanes=lanes, **{name: state[name] for name in _LOOP_FIELDS})
+    except (KeyError, TypeError) as error:
+        raise CorruptDataError(f"{path} is not a whole checkpoint: {error} is missing or wrong") from error
 
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")
-        }
 
-    return Checkpoint(
-        fingerprint=state["fingerprint"],
-        epoch=state["epoch"],
-        batches_done=state["batches_done"],
-        correct=state["correct"],
-        history=state["history"],
-        best_epoch=state["best_epoch"],
-        model=group("model"),
+_LOOP_FIELDS = ("fingerprint", "engine", "epoch", "batches_done")
+
+
+def _lane_of(tensors: dict[str, Tensor], prefix: str, plain: dict[str, Any]) -> LaneCheckpoint:
+    def group(name: str) -> dict[str, Tensor]:
+        start = f"{prefix}{name}/"
+        return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+    return LaneCheckpoint(
+        weights=group("weights"),
         best=group("best"),
-        optimizer=group("optimizer"),
-        shuffle_state=tensors["rng.shuffle"],
-        dropout=[
-            (tensors[f"rng.dropout/{index}"], rows, used) for index, (rows, used) in enumerate(state["dropout_rows"])
-        ],
-        permutation=tensors["permutation"],
-        losses=tensors["losses"],
+        engine=group("engine"),
+        shuffle_state=tensors[f"{prefix}shuffle"],
+        order=tensors[f"{prefix}order"].numpy(),
+        losses=tensors[f"{prefix}losses"].numpy(),
+        **{name: plain[name] for name in _PLAIN_FIELDS},
     )
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return copies of the tensors of an optimiser's state, by "parameter index.key"."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": value.detach().clone()
-        for index, values in state.items()
-        for key, value in values.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took from an optimiser with the same settings."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -9,7 +9,8 @@ from typing import Any
 from ktrdr_core.evaluation.determinism import NUM_THREADS
 from ktrdr_core.training.device import DeviceCapabilities
 
-_PACKAGES = ("ktrdr", "torch", "numpy", "TA-Lib", "safetensors")
+# Those whose code computes something: another version may round otherwise.
+_PACKAGES = ("ktrdr", "torch", "numpy", "scipy", "numba", "llvmlite", "TA-Lib", "safetensors")
 
 
 def describe_environment(device: DeviceCapabilities) -> dict[str, Any]:

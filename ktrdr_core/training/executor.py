@@ -13,21 +13,29 @@ from typing import Any
 
 from ktrdr_core.clock import utc_now
 from ktrdr_core.config.loader import strategy_from_dict
+from ktrdr_core.config.signatures import SIGNATURES
 from ktrdr_core.config.strategy import DataSplitConfig, StrategyConfig
 from ktrdr_core.data.bar_store import BarStore, DirectoryBarStore
+from ktrdr_core.datasets.dataset import DataSplit
+from ktrdr_core.datasets.rows import Rows
 from ktrdr_core.domain.cancellation import CancellationToken, raise_if_cancelled
 from ktrdr_core.domain.progress import STEP_TITLES, ProgressCallback, TrainingStep
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.spec import DataMode
 from ktrdr_core.errors import CancellationError, InvalidInputError, KtrdrError, TrainingError
+from ktrdr_core.evaluation.report import fold_metrics
+from ktrdr_core.labels.labels import Labels
 from ktrdr_core.storage.artifact import build_result
 from ktrdr_core.storage.stored_model import SaveTarget
-from ktrdr_core.training.build_artifact import DataFacts, build_artifact
+from ktrdr_core.training.build_artifact import DataFacts, build_artifact, leakage_verdict
 from ktrdr_core.training.checkpoint import CHECKPOINT_NAME, save_checkpoint
+from ktrdr_core.training.fold_lanes import build_fold_lanes, build_fold_splits
 from ktrdr_core.training.hyperparameters import Hyperparameters
+from ktrdr_core.training.lane import Lane
 from ktrdr_core.training.model_trainer import TrainedModel
-from ktrdr_core.training.pipeline import TrainingPipeline
-from ktrdr_core.training.preflight import check_built, resolve_data_split
+from ktrdr_core.training.pipeline import IndicatorValues, PriceData, TrainingPipeline
+from ktrdr_core.training.preflight import loop_facts, network_facts, resolve_data_split
+from ktrdr_core.training.series_override import with_series
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +81,8 @@ class TrainingExecutor:
             if not isinstance(config.get(section), Mapping):
                 raise InvalidInputError(f"config.{section} is missing; give a mapping", field=f"config.{section}")
         self._strategy: StrategyConfig = strategy_from_dict(dict(config["strategy_config"]))
-        check_built(self._strategy)
-        self._training_config: dict[str, Any] = dict(config["training_config"])
-        self._model_config: dict[str, Any] = dict(config["model_config"])
+        self._training_config: dict[str, Any] = {**loop_facts(self._strategy), **config["training_config"]}
+        self._model_config: dict[str, Any] = {**network_facts(self._strategy), **config["model_config"]}
         self._settings = Hyperparameters.from_training_config(self._training_config)
         for key in ("type", "hidden_layers"):
             if self._model_config.get(key) is None:
@@ -123,14 +130,15 @@ class TrainingExecutor:
         start, end = _parse_day(start_date, "start_date"), _parse_day(end_date, "end_date")
         if start > end:
             raise InvalidInputError(f"start_date {start} is after end_date {end}; swap them", field="start_date")
-        shares = self._strategy.training.data_split or resolve_data_split(None, validation_split)
+        if not symbols or not timeframes:
+            raise InvalidInputError("a training needs at least one symbol and one timeframe; name them")
+        strategy = with_series(self._strategy, symbols, timeframes)
         try:
             return self._execute(
-                tuple(dict.fromkeys(symbols)),
-                tuple(timeframes),
+                strategy,
                 start,
                 end,
-                shares,
+                strategy.training.data_split or resolve_data_split(None, validation_split),
                 _parse_data_mode(data_mode),
                 Path(resume_from) if resume_from is not None else None,
             )
@@ -142,8 +150,7 @@ class TrainingExecutor:
 
     def _execute(
         self,
-        symbols: tuple[str, ...],
-        timeframes: tuple[str, ...],
+        strategy: StrategyConfig,
         start: date,
         end: date,
         shares: DataSplitConfig,
@@ -151,94 +158,116 @@ class TrainingExecutor:
         resume_from: Path | None,
     ) -> TrainingResult:
         start_time = utc_now()
-        pipeline, strategy, seed = self._pipeline, self._strategy, self._settings.seed
+        pipeline, seed, symbols = self._pipeline, self._settings.seed, strategy.symbols
+        timeframes = (strategy.base_timeframe, *strategy.higher_timeframes)
 
         self._begin(TrainingStep.LOADING_MARKET_DATA)
         price_data = pipeline.load_price_data(symbols, timeframes, start, end, data_mode)
         logger.debug("Loaded bars: %s", {symbol: len(bars) for symbol, bars in price_data.items()})
 
+        self._warn_of_silent_volume(strategy, price_data)
         self._begin(TrainingStep.INDICATORS)
-        indicator_values = pipeline.calculate_indicators(price_data, strategy.indicators)
-        logger.debug("Indicator values: %s", list(indicator_values[symbols[0]]))
+        values = pipeline.calculate_indicators(price_data, strategy)
+        logger.debug("Indicator values: %s", {name: list(own) for name, own in values[symbols[0]].items()})
 
         self._begin(TrainingStep.FUZZY_MEMBERSHIPS)
-        memberships = pipeline.generate_fuzzy_memberships(indicator_values, strategy.fuzzy_sets)
-        logger.debug("Memberships: %s", list(memberships[symbols[0]]))
+        fitted, sentences = pipeline.fit_fuzzy_sets(values, price_data, strategy, shares)
+        for message in sentences:
+            self._warn("FUZZY_SETS", message)
+        memberships = pipeline.generate_fuzzy_memberships(values, price_data, fitted)
+        logger.debug("Memberships: %s", memberships[symbols[0]].names)
 
         self._begin(TrainingStep.FEATURES)
-        features = pipeline.engineer_features(memberships, price_data, strategy.model.features)
-        feature_names = features[symbols[0]].names
-        leakage = pipeline.check_leakage(price_data, strategy, seed, check=self._check)
-        logger.debug("%d features, no look-ahead found", len(feature_names))
+        features = pipeline.engineer_features(memberships, values, price_data)
+        columns = features[symbols[0]].columns
+        logger.debug("%d features", len(columns))
 
         self._begin(TrainingStep.LABELS)
-        labels = pipeline.generate_labels(price_data, strategy.training.labels)
+        labels = pipeline.generate_labels(price_data, strategy)
+        reports = pipeline.check_leakage(price_data, features, labels, fitted, seed, check=self._check)
+        logger.debug("No look-ahead found: %s", reports)
 
         self._begin(TrainingStep.SPLIT)
-        rows = pipeline.combine_multi_symbol_data(features, labels, price_data)
-        split = pipeline.split_data(
-            rows,
-            symbols=symbols,
-            feature_names=feature_names,
-            shares=shares,
-            horizon_bars=max(own.horizon_bars for own in labels.values()),
-            scale_features=strategy.model.features.scale_features,
-        )
-        for message in split.warnings:
-            self._warn("DATA", message)
+        rows = pipeline.combine_multi_symbol_data(features, labels, price_data, strategy.model.window_bars)
+        split = pipeline.split_data(rows, strategy, shares, columns=columns)
+        label_spans = pipeline.check_label_spans(split, labels)
         logger.debug("Rows: train %d, validation %d, test %d", len(split.train), len(split.validation), len(split.test))
+        folds = self._build_folds(strategy, rows, split, labels, price_data, values, shares)
+        label_spans += sum(pipeline.check_label_spans(fold, labels) for fold in dict.fromkeys(folds))
+        del values, memberships, features
 
         self._begin(TrainingStep.TRAINING)
-        self._warn_of_input_size(len(feature_names))
-        trained = pipeline.train_model(
-            pipeline.create_model(self._model_config, len(feature_names), seed),
-            split.train,
-            split.validation,
-            self._training_config,
+        self._warn_of_input_size(len(columns))
+        lane = Lane(
+            pipeline.create_model(self._model_config, len(columns), seed), split.train, split.validation, self._settings
+        )
+        validation = strategy.validation
+        fold_lanes = (
+            build_fold_lanes(
+                pipeline, folds, model_config=self._model_config, settings=self._settings, validation=validation
+            )
+            if validation is not None
+            else ()
+        )
+        trained, *judged = pipeline.train_lanes(
+            [lane, *(fold.lane for fold in fold_lanes)],
             self._progress_callback,
             self._token,
             checkpoint_dir=self._checkpoint_dir,
             resume_from=resume_from,
         )
-        if self._settings.mixed_precision and not trained.device.supports_mixed_precision:
-            self._warn(
-                "MIXED_PRECISION_UNSUPPORTED",
-                f"{trained.device.device} has no mixed precision; trained in full precision",
-            )
-        if self._settings.memory_fraction is not None and trained.device.device_type != "cuda":
-            self._warn(
-                "MEMORY_FRACTION_UNSUPPORTED",
-                f"memory_fraction limits the memory of a CUDA device; {trained.device.device} is used without a limit",
-            )
+        self._warn_of_device(trained)
         try:
             self._begin(TrainingStep.EVALUATION)
-            test_metrics = pipeline.evaluate_model(trained, split.test, check=self._check)
-            self._begin(TrainingStep.FEATURE_IMPORTANCE)
-            importance = pipeline.calculate_feature_importance(
-                trained, split.test, feature_names, seed, check=self._check
+            test_metrics, evaluation = pipeline.evaluate_model(
+                trained, split, price_data, strategy, seed, check=self._check
             )
+            fold_results = [
+                fold_metrics(
+                    pipeline.judge(model, fold.split, check=self._check),
+                    fold=fold.number,
+                    seed=fold.lane.hyperparameters.seed,
+                    train_rows=len(fold.split.train),
+                    best_epoch=model.best_epoch,
+                    strategy=strategy,
+                )
+                for fold, model in zip(fold_lanes, judged, strict=True)
+            ]
+            self._begin(TrainingStep.FEATURE_IMPORTANCE)
+            importance = pipeline.calculate_feature_importance(trained, split, strategy, seed, check=self._check)
+            if importance.judged_rows < importance.part_rows:
+                self._warn(
+                    "IMPORTANCE_SAMPLED",
+                    f"feature importance was measured on {importance.judged_rows} of {importance.part_rows} test rows",
+                )
             self._begin(TrainingStep.SAVING)
         except CancellationError as error:
             self._keep_checkpoint(error, trained)
             raise
         artifact = build_artifact(
             strategy=strategy,
+            fitted=fitted,
             training_config=self._training_config,
             model_config=self._model_config,
             data=DataFacts(
                 price_data=price_data,
-                timeframes=timeframes,
                 start_date=start,
                 end_date=end,
                 data_mode=data_mode,
                 shares=shares,
-                leakage=leakage,
                 rows=rows,
                 split=split,
             ),
             trained=trained,
             test_metrics=test_metrics,
-            importance=importance,
+            evaluation={
+                **evaluation,
+                "importance": list(importance.features),
+                "group_importance": list(importance.groups),
+                "validation_method": validation.method if validation is not None else "",
+                "folds": fold_results,
+                "leakage": leakage_verdict(reports, label_spans, split),
+            },
             warnings=self._warnings,
             start_time=start_time,
         )
@@ -249,6 +278,51 @@ class TrainingExecutor:
         result = stored.result if stored is not None else build_result(artifact.render(), model_path="")
         self._begin(TrainingStep.COMPLETE, is_cancellable=False)
         return result
+
+    def _build_folds(
+        self,
+        strategy: StrategyConfig,
+        rows: Rows,
+        split: DataSplit,
+        labels: Mapping[str, Labels],
+        price_data: PriceData,
+        values: IndicatorValues,
+        shares: DataSplitConfig,
+    ) -> tuple[DataSplit, ...]:
+        if strategy.validation is None:
+            return ()
+        return build_fold_splits(
+            self._pipeline,
+            rows=rows,
+            main=split,
+            labels=labels,
+            price_data=price_data,
+            indicator_values=values,
+            strategy=strategy,
+            shares=shares,
+            validation=strategy.validation,
+            check=self._check,
+        )
+
+    def _warn_of_silent_volume(self, strategy: StrategyConfig, price_data: PriceData) -> None:
+        names = [own.feature_id for own in strategy.indicators if SIGNATURES[own.name].needs_volume]
+        silent = [symbol for symbol, own in price_data.items() if not own.base.volume.any()]
+        if names and silent:
+            self._warn(
+                "NO_VOLUME", f"{', '.join(silent)} has no volume in any bar; {', '.join(names)} says nothing there"
+            )
+
+    def _warn_of_device(self, trained: TrainedModel) -> None:
+        if self._settings.mixed_precision and not trained.device.supports_mixed_precision:
+            self._warn(
+                "MIXED_PRECISION_UNSUPPORTED",
+                f"{trained.device.device} has no mixed precision; trained in full precision",
+            )
+        if self._settings.memory_fraction is not None and trained.device.device_type != "cuda":
+            self._warn(
+                "MEMORY_FRACTION_UNSUPPORTED",
+                f"memory_fraction limits the memory of a CUDA device; {trained.device.device} is used without a limit",
+            )
 
     def _begin(self, step: TrainingStep, *, is_cancellable: bool = True) -> None:
         if is_cancellable:

@@ -1,9 +1,6 @@
-"""The training loop.
+"""The training loop: epochs, orders of rows, learning rates, the best weights, progress, cancellation, checkpoints.
 
-Rows are gathered once an epoch and sliced, the optimiser is fused, and nothing is read back from the device but at a
-report and at the end of an epoch: at small batches the cost of a step is the number of calls, not arithmetic.
-
-Shape suffixes: N rows, F features, B batches of an epoch.
+What a step computes is an engine's business. Nothing is read back from it but at a report and at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -13,50 +10,53 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from ktrdr_core.datasets.dataset import DatasetPart
 from ktrdr_core.domain.cancellation import CancellationToken, raise_if_cancelled
 from ktrdr_core.domain.progress import ProgressCallback
 from ktrdr_core.errors import CancellationError, CorruptDataError, InvalidInputError, NonFiniteLossError
 from ktrdr_core.evaluation.determinism import deterministic_torch
-from ktrdr_core.evaluation.forward import PaddedRows, compute_logits
-from ktrdr_core.evaluation.metrics import accuracy, cross_entropy
-from ktrdr_core.models.network import Network, derive_seed
+from ktrdr_core.evaluation.metrics import balanced_accuracy, compute_loss, confusion_matrix, matthews_correlation
+from ktrdr_core.models.network import Network
 from ktrdr_core.training.batch_stride import BatchStride
-from ktrdr_core.training.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from ktrdr_core.training.checkpoint import (
+    CHECKPOINT_NAME,
+    Checkpoint,
+    find_periodic,
+    load_checkpoint,
+    save_checkpoint,
+    save_periodic,
+)
 from ktrdr_core.training.device import DeviceCapabilities
+from ktrdr_core.training.engines import EngineBuilder, build_engine
 from ktrdr_core.training.hyperparameters import Hyperparameters
-from ktrdr_core.training.loop_state import EpochMetrics, LoopState, copy_weights
-from ktrdr_core.training.optimizers import build_optimizer
+from ktrdr_core.training.lane import Lane
+from ktrdr_core.training.loop_state import EpochMetrics, LaneLoop, LoopState
+from ktrdr_core.training.losses import predicted_classes
+from ktrdr_core.training.target_scale import scale_targets, target_scale, unscale_answers
 
 logger = logging.getLogger(__name__)
 
-# Stream of `derive_seed` for shuffles; the network uses 0, 1, 2, ...
-SHUFFLE_STREAM = 1_000_000
-# Batches whose losses and logits are held as separate tensors before they are merged on the device.
-_MERGE_BATCHES = 256
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """What the loop hands back.
+    """What the loop hands back for a lane.
 
     Attributes:
         model: The network with the weights of `best_epoch`, in evaluation mode.
         history: Metrics of each epoch.
-        best_epoch: Epoch with the lowest validation loss, 1-indexed.
+        best_epoch: Epoch with the best value of the metric that chooses, 1-indexed.
         device: Device it was trained on.
-        checkpoint: The loop's last state.
+        checkpoint: The loop's last state, with all lanes.
+        early_stop_epoch: Epoch after which patience ran out; None if every epoch was done.
+        checkpoints: Paths of the periodic checkpoints that were kept, oldest first.
     """
 
     model: Network
@@ -64,19 +64,23 @@ class TrainedModel:
     best_epoch: int
     device: DeviceCapabilities
     checkpoint: Checkpoint
+    early_stop_epoch: int | None = None
+    checkpoints: tuple[str, ...] = ()
 
 
 class ModelTrainer:
-    """Trains a network; the same seed, rows and device give the same bits.
+    """Trains networks; the same seed, rows and device give the same bits.
 
     Neither the caller's global random state nor its number of threads is changed afterwards.
 
     Args:
         hyperparameters: What the loop obeys.
         device: Where it runs.
-        progress_callback: Told of each epoch and of every N batches; its exceptions are logged and training goes on.
+        progress_callback: Told of each epoch and of every N batches of the first lane; its exceptions are logged and
+            training goes on. While the first lane rests and others go on, there is nothing to tell.
         cancellation_token: Asked at each epoch, at each batch and before each callback.
         clock: Monotonic seconds.
+        engine_builder: Chooses the engine.
     """
 
     def __init__(
@@ -87,13 +91,14 @@ class ModelTrainer:
         cancellation_token: CancellationToken | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        engine_builder: EngineBuilder = build_engine,
     ) -> None:
         self._settings = hyperparameters
         self._capabilities = device
-        self._device = torch.device(device.device)
         self._callback = progress_callback
         self._token = cancellation_token
         self._clock = clock
+        self._build_engine = engine_builder
 
     def train(
         self,
@@ -110,172 +115,187 @@ class ModelTrainer:
             model: A fresh network; moved to the device.
             train: Rows to learn from.
             validation: Rows that choose the best epoch.
-            checkpoint_dir: Where a checkpoint goes when the token is cancelled and asks for one.
+            checkpoint_dir: Where checkpoints go: every `checkpoint_every_epochs`, and one when the token is cancelled
+                and asks for it.
             resume_from: A checkpoint of the same job to go on from, bit for bit.
 
         Raises:
             CancellationError: The token was cancelled.
-            NonFiniteLossError: A loss became NaN or infinite.
+            NonFiniteLossError: A loss became NaN or infinite; the model is not to be used.
             CorruptDataError: `resume_from` belongs to another job.
         """
-        for name, part in (("training", train), ("validation", validation)):
-            if len(part) == 0:
-                raise InvalidInputError(f"the {name} part has no rows; give more bars")
+        lane = Lane(model, train, validation, self._settings)
+        return self.train_lanes([lane], checkpoint_dir=checkpoint_dir, resume_from=resume_from)[0]
+
+    def train_lanes(
+        self, lanes: Sequence[Lane], *, checkpoint_dir: Path | None = None, resume_from: Path | None = None
+    ) -> tuple[TrainedModel, ...]:
+        """Train several networks side by side, each as if it were alone; see `train`.
+
+        Args:
+            lanes: At least one; their settings are the trainer's but for seed and learning rate. Progress is that of
+                the first.
+            checkpoint_dir: See `train`; a checkpoint holds all lanes.
+            resume_from: See `train`; a checkpoint of the same lanes.
+        """
+        self._check_lanes(lanes)
         raise_if_cancelled(self._token)
         with deterministic_torch(self._capabilities.device):
             self._limit_memory()
-            model.to(self._device).train()
-            loop = self._build_loop(model, train, validation)
+            loops = []
+            for index, lane in enumerate(lanes):
+                scale = target_scale(lane)
+                loops.append(LaneLoop(scale_targets(lane, scale), f" of lane {index}" if index else "", scale))
+            engine = self._build_engine([lane_loop.lane for lane_loop in loops], self._capabilities)
+            loop = LoopState(engine, loops, _fingerprint(lanes))
             if resume_from is not None:
-                checkpoint = load_checkpoint(resume_from)
-                if checkpoint.fingerprint != loop.fingerprint:
-                    raise CorruptDataError(
-                        f"{resume_from} is a checkpoint of another job (other rows, settings or network); start anew"
-                    )
-                loop.restore(checkpoint, self._device)
+                self._resume(loop, resume_from, checkpoint_dir)
             try:
-                self._run(loop, train, validation)
+                self._run(loop, checkpoint_dir)
             except CancellationError as error:
                 if checkpoint_dir is not None and getattr(self._token, "save_checkpoint", False):
                     error.checkpoint_path = str(save_checkpoint(checkpoint_dir / CHECKPOINT_NAME, loop.capture()))
                 raise
-            final = loop.capture()
-            model.load_state_dict(loop.best)
-            model.eval()
-        return TrainedModel(model, tuple(loop.history), loop.best_epoch, self._capabilities, final)
+            return self._results(loop)
 
-    def _build_loop(self, model: Network, train: DatasetPart, validation: DatasetPart) -> LoopState:
-        settings = self._settings
-        return LoopState(
-            model=model,
-            optimizer=build_optimizer(settings.optimizer, list(model.parameters()), settings.learning_rate),
-            shuffle=torch.Generator().manual_seed(derive_seed(settings.seed, SHUFFLE_STREAM)),
-            fingerprint=_fingerprint(settings, model, train, validation),
-        )
+    def _check_lanes(self, lanes: Sequence[Lane]) -> None:
+        if not lanes:
+            raise InvalidInputError("there is no lane to train; give at least one")
+        for index, lane in enumerate(lanes):
+            for name, part in (("training", lane.train), ("validation", lane.validation)):
+                if len(part) == 0:
+                    raise InvalidInputError(f"the {name} part has no rows; give more bars")
+                if lane.hyperparameters.is_regression and len(part.targets) != len(part):
+                    raise InvalidInputError(
+                        f"the {name} part has {len(part.targets)} targets for {len(part)} rows; "
+                        "a regression needs labels that are forward returns"
+                    )
+            own = lane.hyperparameters
+            if replace(own, seed=self._settings.seed, learning_rate=self._settings.learning_rate) != self._settings:
+                raise InvalidInputError(
+                    f"lane {index} has other settings than the trainer; only seed and learning_rate may differ"
+                )
 
     def _limit_memory(self) -> None:
         if self._capabilities.device_type == "cuda" and self._settings.memory_fraction is not None:
-            torch.cuda.set_per_process_memory_fraction(self._settings.memory_fraction, self._device)
+            device = torch.device(self._capabilities.device)
+            torch.cuda.set_per_process_memory_fraction(self._settings.memory_fraction, device)
 
-    def _run(self, loop: LoopState, train: DatasetPart, validation: DatasetPart) -> None:
-        x_NF = torch.from_numpy(train.X).to(self._device)
-        y_N = torch.from_numpy(train.y).to(self._device)
-        validation_rows = PaddedRows(validation.X, self._capabilities.device)
-        num_rows, batch_size = len(train), self._settings.batch_size
-        num_batches = -(-num_rows // batch_size)
+    def _resume(self, loop: LoopState, path: Path, checkpoint_dir: Path | None) -> None:
+        checkpoint = load_checkpoint(path)
+        if checkpoint.fingerprint != loop.fingerprint:
+            raise CorruptDataError(
+                f"{path} is a checkpoint of another job (other rows, settings or network); start anew"
+            )
+        if checkpoint.engine != type(loop.engine).__name__:
+            raise CorruptDataError(
+                f"{path} was taken from a {checkpoint.engine}, and this device is trained on by a "
+                f"{type(loop.engine).__name__}; go on where it was taken, or start anew"
+            )
+        loop.restore(checkpoint)
+        if checkpoint_dir is not None:
+            loop.checkpoints = find_periodic(checkpoint_dir, before_epoch=loop.epoch)
+
+    def _run(self, loop: LoopState, checkpoint_dir: Path | None) -> None:
+        every = self._settings.checkpoint_every_epochs
         stride = BatchStride(self._clock)
-        while loop.epoch <= self._settings.epochs:
+        while not loop.is_over:
             raise_if_cancelled(self._token)
             start_s = self._clock()
-            num_batches_left = num_batches - loop.batches_done
-            losses_B = torch.zeros(num_batches, device=self._device)
-            if len(loop.permutation) == 0:
-                loop.permutation = torch.randperm(num_rows, generator=loop.shuffle)
-                loop.correct = torch.zeros((), dtype=torch.int64, device=self._device)
-            losses_B[: loop.batches_done] = loop.losses[: loop.batches_done].to(self._device)
-            loop.losses = losses_B
-            order_N = loop.permutation.to(self._device)
-            self._run_epoch(loop, x_NF.index_select(0, order_N), y_N.index_select(0, order_N), stride)
-            metrics = self._finish_epoch(loop, num_rows, validation_rows, validation.y)
-            batch_time = (self._clock() - start_s) / max(num_batches_left, 1)
-            self._report(loop, "epoch", metrics["epoch"], num_batches, num_batches, dict(metrics), batch_time)
+            batches_before = loop.batches_done
+            self._run_epoch(loop, stride)
+            num_batches, metrics = self._finish_epoch(loop)
+            if every is not None and checkpoint_dir is not None and (loop.epoch - 1) % every == 0:
+                save_periodic(checkpoint_dir, loop.capture(), loop.checkpoints)
+            if metrics is not None:
+                batch_time = (self._clock() - start_s) / max(num_batches - batches_before, 1)
+                self._report("epoch", metrics["epoch"], num_batches, num_batches, dict(metrics), batch_time)
 
-    def _run_epoch(self, loop: LoopState, x_epoch_NF: Tensor, y_epoch_N: Tensor, stride: BatchStride) -> None:
-        model, step, batch_size = loop.model, loop.optimizer.step, self._settings.batch_size
-        parameters = list(model.parameters())
+    def _run_epoch(self, loop: LoopState, stride: BatchStride) -> None:
+        num_batches, step = loop.begin_epoch(), loop.engine.step
+        rates = loop.rates()
         is_cancelled = self._token.is_cancelled if self._token is not None else _never
-        precision = self._precision()
-        first = loop.batches_done
-        x_batches, y_batches = torch.split(x_epoch_NF, batch_size), torch.split(y_epoch_N, batch_size)
-        for x_BF, y_B in zip(x_batches[first:], y_batches[first:], strict=True):
+        reported_batches = loop.lanes[0].num_batches if self._callback is not None else 0
+        while loop.batches_done < num_batches:
             if is_cancelled():
-                loop.merge(y_epoch_N, batch_size)
                 raise_if_cancelled(self._token)
-            with precision:
-                logits_BC = model(x_BF)
-                loss = torch_cross_entropy(logits_BC, y_B)
-            for parameter in parameters:
-                parameter.grad = None
-            loss.backward()  # type: ignore[no-untyped-call]
-            step()
-            loop.pending_losses.append(loss.detach())
-            loop.pending_logits.append(logits_BC.detach())
+            step(rates)
             loop.batches_done += 1
-            if len(loop.pending_losses) == _MERGE_BATCHES:
-                loop.merge(y_epoch_N, batch_size)
-            if self._callback is not None and stride.count_batch() and loop.batches_done < len(x_batches):
-                batch_time = stride.mark_update()
-                loop.merge(y_epoch_N, batch_size)
-                self._report_batch(loop, len(x_batches), len(y_epoch_N), batch_time)
-        loop.merge(y_epoch_N, batch_size)
+            if loop.batches_done < reported_batches and stride.count_batch():
+                self._report_batch(loop, stride.mark_update())
 
-    def _finish_epoch(
-        self, loop: LoopState, num_rows: int, validation_rows: PaddedRows, validation_y_N: np.ndarray[Any, Any]
-    ) -> EpochMetrics:
-        train_loss = self._mean_loss(loop, num_rows)
-        logits_NC = compute_logits(loop.model, validation_rows, check=lambda: raise_if_cancelled(self._token))
-        val_loss = cross_entropy(logits_NC, validation_y_N)
+    def _finish_epoch(self, loop: LoopState) -> tuple[int, EpochMetrics | None]:
+        """Judge and keep the epoch; return the first lane's number of batches and its metrics, None if it rested."""
+        num_batches = loop.lanes[0].num_batches
+        finished = [(index, lane, self._judge_epoch(loop, lane, index)) for index, lane in loop.running()]
+        # From here on nothing is cancelled: the epoch is kept by all lanes or by none.
+        for index, lane, metrics in finished:
+            lane.finish_epoch(metrics, loop.engine, index)
+        loop.epoch, loop.batches_done = loop.epoch + 1, 0
+        first_index, _, first_metrics = finished[0]
+        return num_batches, first_metrics if first_index == 0 else None
+
+    def _judge_epoch(self, loop: LoopState, lane: LaneLoop, index: int) -> EpochMetrics:
+        train_loss, train_accuracy = lane.means(loop.engine, index, loop.epoch)
+        outputs_NC = loop.engine.validation_outputs(index, lambda: raise_if_cancelled(self._token))
+        settings, part = lane.lane.hyperparameters, lane.lane.validation
+        activation = cast(Literal["softmax", "sigmoid", "linear"], settings.output_activation)
+        with np.errstate(over="ignore", invalid="ignore"):
+            val_loss = compute_loss(outputs_NC, part.y, output_activation=activation, targets_N=part.targets)
+        val_loss *= lane.loss_scale
         if not math.isfinite(val_loss):
             raise NonFiniteLossError(
-                f"the validation loss became {val_loss} after epoch {loop.epoch}; "
-                f"lower the learning rate ({self._settings.learning_rate})",
-                metadata={"epoch": str(loop.epoch)},
+                f"the validation loss{lane.name} became {val_loss} after epoch {loop.epoch}, batch {lane.num_batches}; "
+                f"lower the learning rate ({lane.schedule.rate(loop.epoch):g}) or clip the gradient",
+                metadata={"epoch": str(loop.epoch), "batch": str(lane.num_batches)},
             )
-        metrics = EpochMetrics(
+        counts_CC = confusion_matrix(part.y, predicted_classes(torch.from_numpy(outputs_NC), settings).numpy())
+        return EpochMetrics(
             epoch=loop.epoch,
             train_loss=train_loss,
-            train_accuracy=int(loop.correct) / num_rows,
+            train_accuracy=train_accuracy,
             val_loss=val_loss,
-            val_accuracy=accuracy(logits_NC, validation_y_N),
-            learning_rate=self._settings.learning_rate,
+            val_accuracy=float(np.trace(counts_CC) / len(part)),
+            val_balanced_accuracy=balanced_accuracy(counts_CC),
+            val_mcc=matthews_correlation(counts_CC),
+            learning_rate=lane.schedule.rate(loop.epoch),
         )
-        is_best = val_loss < loop.best_val_loss
-        loop.history.append(metrics)
-        if is_best:
-            loop.best, loop.best_epoch = copy_weights(loop.model), loop.epoch
-        loop.epoch, loop.batches_done = loop.epoch + 1, 0
-        loop.permutation, loop.losses = loop.permutation[:0], loop.losses[:0]
-        return metrics
 
-    def _mean_loss(self, loop: LoopState, num_rows: int) -> float:
-        """Return the mean loss per row over the batches done; the sum always runs over the same tensor, so a report's
-        timing changes nothing."""
-        losses_B = loop.losses[: loop.batches_done].cpu().double()
-        is_finite_B = torch.isfinite(losses_B)
-        if not bool(is_finite_B.all()):
-            batch = int((~is_finite_B).nonzero()[0]) + 1
-            raise NonFiniteLossError(
-                f"the loss became {float(losses_B[batch - 1])} at epoch {loop.epoch}, batch {batch}; "
-                f"lower the learning rate ({self._settings.learning_rate}) or look for extreme features",
-                metadata={"epoch": str(loop.epoch), "batch": str(batch)},
+    def _results(self, loop: LoopState) -> tuple[TrainedModel, ...]:
+        checkpoint = loop.capture()
+        results = []
+        for lane in loop.lanes:
+            model = lane.lane.model
+            model.load_state_dict(lane.best)
+            unscale_answers(model, lane.scale)
+            model.eval()
+            results.append(
+                TrainedModel(
+                    model=model,
+                    history=tuple(lane.history),
+                    best_epoch=lane.stopping.best_epoch,
+                    device=self._capabilities,
+                    checkpoint=checkpoint,
+                    early_stop_epoch=lane.early_stop_epoch,
+                    checkpoints=tuple(loop.checkpoints),
+                )
             )
-        batch_size = self._settings.batch_size
-        rows_done = min(loop.batches_done * batch_size, num_rows)
-        rows_B = torch.full_like(losses_B, batch_size)
-        rows_B[-1] = rows_done - (loop.batches_done - 1) * batch_size
-        return float((losses_B * rows_B).sum() / rows_done)
+        return tuple(results)
 
-    def _report_batch(self, loop: LoopState, num_batches: int, num_rows: int, batch_time: float) -> None:
-        last = loop.history[-1] if loop.history else None
-        rows_done = loop.batches_done * self._settings.batch_size
-        metrics = {
-            "train_loss": self._mean_loss(loop, num_rows),
-            "train_accuracy": int(loop.correct) / rows_done,
-            "val_loss": last["val_loss"] if last else None,
-            "val_accuracy": last["val_accuracy"] if last else None,
-            "learning_rate": self._settings.learning_rate,
+    def _report_batch(self, loop: LoopState, batch_time: float) -> None:
+        lane = loop.lanes[0]
+        train_loss, train_accuracy = lane.means(loop.engine, 0, loop.epoch)
+        last = lane.history[-1] if lane.history else None
+        metrics: dict[str, Any] = {
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            **{name: last[name] if last else None for name in _VALIDATION_METRICS},
+            "learning_rate": lane.schedule.rate(loop.epoch),
         }
-        self._report(loop, "batch", loop.epoch, loop.batches_done, num_batches, metrics, batch_time)
+        self._report("batch", loop.epoch, loop.batches_done, lane.num_batches, metrics, batch_time)
 
     def _report(
-        self,
-        loop: LoopState,
-        progress_type: str,
-        epoch: int,
-        batch: int,
-        num_batches: int,
-        metrics: dict[str, Any],
-        batch_time: float,
+        self, progress_type: str, epoch: int, batch: int, num_batches: int, metrics: dict[str, Any], batch_time: float
     ) -> None:
         if self._callback is None:
             return
@@ -297,20 +317,30 @@ class ModelTrainer:
         except Exception:  # a watcher's defect must not cost the training
             logger.exception("progress callback failed at epoch %d, batch %d; training goes on", epoch, batch)
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._settings.mixed_precision and self._capabilities.supports_mixed_precision:
-            return torch.autocast(self._capabilities.device_type, dtype=torch.bfloat16)
-        return nullcontext()
+
+_VALIDATION_METRICS: tuple[Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_mcc"], ...] = (
+    "val_loss",
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_mcc",
+)
 
 
 def _never() -> bool:
     return False
 
 
-def _fingerprint(settings: Hyperparameters, model: Network, train: DatasetPart, validation: DatasetPart) -> str:
+def _fingerprint(lanes: Sequence[Lane]) -> str:
     digest = hashlib.sha256()
-    digest.update(json.dumps([settings.to_dict(), model.spec.to_dict()], sort_keys=True).encode())
-    for part in (train, validation):
-        digest.update(np.ascontiguousarray(part.X).data)
-        digest.update(np.ascontiguousarray(part.y).data)
+    hashed: dict[int, bytes] = {}
+    for lane in lanes:
+        digest.update(json.dumps([lane.hyperparameters.to_dict(), lane.model.spec.to_dict()], sort_keys=True).encode())
+        for part in (lane.train, lane.validation):
+            # Parts share matrices, the largest of what is hashed.
+            if id(part.matrix) not in hashed:
+                hashed[id(part.matrix)] = hashlib.sha256(np.ascontiguousarray(part.matrix).data).digest()
+            digest.update(hashed[id(part.matrix)])
+            digest.update(f"{part.matrix.shape} {part.window_bars}".encode())
+            for column in (part.rows, part.y, part.targets, part.symbol_ids):
+                digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()

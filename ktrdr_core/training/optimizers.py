@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ktrdr_core.errors import UnsupportedError
-from ktrdr_core.training.hyperparameters import BUILT_OPTIMIZERS
+from ktrdr_core.training.hyperparameters import Hyperparameters
 
-_CLASSES: dict[str, type[torch.optim.Adam] | type[torch.optim.AdamW] | type[torch.optim.SGD]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
+# Devices on which torch has a fused kernel of adam, adamw and sgd; rmsprop has one nowhere.
+FUSED_DEVICES: tuple[str, ...] = ("cpu", "cuda", "mps")
 
 
-def build_optimizer(name: str, parameters: Sequence[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """Return the fused optimiser `name` over `parameters`."""
-    if name not in _CLASSES:
-        raise UnsupportedError(f"optimizer {name!r} is not built; use one of {', '.join(BUILT_OPTIMIZERS)}")
-    return _CLASSES[name](parameters, lr=learning_rate, fused=True)
+def build_optimizer(
+    settings: Hyperparameters, parameters: Sequence[torch.nn.Parameter], device_type: str
+) -> torch.optim.Optimizer:
+    """Return the optimiser of `settings` over `parameters`, fused where the device has that."""
+    chosen: dict[str, Any] = {"lr": settings.learning_rate}
+    if settings.weight_decay is not None:
+        chosen["weight_decay"] = settings.weight_decay
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, **chosen)
+    chosen["fused"] = device_type in FUSED_DEVICES
+    match settings.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, **chosen)
+        case "adamw":
+            return torch.optim.AdamW(parameters, **chosen)
+        case _:
+            return torch.optim.SGD(parameters, momentum=settings.momentum, **chosen)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return copies of the tensors of an optimiser's state on the CPU, by "parameter index.key"."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{key}": value.detach().cpu().clone()
+        for index, values in state.items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took from an optimiser with the same settings."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,6 +1,6 @@
 """The steps of a training: data in, data out.
 
-No step but `train_model` knows of callbacks or cancellation, and none knows where it runs. `check` is a plain
+No step but the training itself knows of callbacks or cancellation, and none knows where it runs. `check` is a plain
 function that long steps call between their parts; whoever passes one may raise from it.
 """
 
@@ -13,33 +13,38 @@ from typing import Any
 
 import numpy as np
 
-from ktrdr_core.config.strategy import (
-    DataSplitConfig,
-    FeaturesConfig,
-    FuzzySetConfig,
-    IndicatorConfig,
-    LabelsConfig,
-    StrategyConfig,
-)
+from ktrdr_core.config.strategy import DataSplitConfig, StrategyConfig
 from ktrdr_core.data.bar_store import BarStore
-from ktrdr_core.data.bars import Bars, FloatArray
+from ktrdr_core.data.bars import IntArray
+from ktrdr_core.data.symbol_bars import SymbolBars
+from ktrdr_core.data.symbol_series import load_symbol_bars
 from ktrdr_core.datasets.dataset import DatasetPart, DataSplit
-from ktrdr_core.datasets.leakage import LeakageReport, check_truncation
-from ktrdr_core.datasets.rows import Rows, build_rows, combine_rows
-from ktrdr_core.datasets.split import split_rows
+from ktrdr_core.datasets.label_spans import check_label_spans
+from ktrdr_core.datasets.leakage import LeakageReport, check_leakage
+from ktrdr_core.datasets.rows import Rows, build_rows
+from ktrdr_core.datasets.series_features import (
+    compute_symbol_indicators,
+    compute_symbol_memberships,
+    feature_warm_up_bars,
+    fit_quantile_sets,
+    has_quantile_sets,
+    measure_set_coverage,
+)
+from ktrdr_core.datasets.split import split_rows, training_stop_bar
 from ktrdr_core.domain.cancellation import CancellationToken
+from ktrdr_core.domain.labels import NUM_CLASSES
 from ktrdr_core.domain.progress import ProgressCallback
 from ktrdr_core.domain.result import TestMetrics
 from ktrdr_core.domain.spec import DataMode
-from ktrdr_core.errors import InvalidInputError, TooFewBarsError, UnsupportedError
+from ktrdr_core.errors import InvalidInputError, UnsupportedError
 from ktrdr_core.evaluation.determinism import deterministic_torch
-from ktrdr_core.evaluation.forward import PaddedRows, compute_logits
-from ktrdr_core.evaluation.importance import DEFAULT_REPEATS, permutation_importance
-from ktrdr_core.evaluation.metrics import compute_test_metrics
-from ktrdr_core.features.engineer import FeatureMatrix, build_features
-from ktrdr_core.fuzzy.memberships import compute_memberships
-from ktrdr_core.indicators.compute import compute_indicators
-from ktrdr_core.labels.registry import Labels, check_degenerate, generate_labels
+from ktrdr_core.evaluation.forward import split_outputs
+from ktrdr_core.evaluation.importance import ImportanceReport, permutation_importance
+from ktrdr_core.evaluation.report import JudgedRows, PartEvaluation, evaluate
+from ktrdr_core.features.engineer import FeatureMatrix, Memberships, SymbolValues, build_features
+from ktrdr_core.features.scaler import ScalerKind
+from ktrdr_core.labels.labels import Labels
+from ktrdr_core.labels.registry import check_degenerate, check_degenerate_targets, generate_labels
 from ktrdr_core.models.network import Network
 from ktrdr_core.models.network_spec import NetworkSpec
 from ktrdr_core.models.registry import build_network
@@ -47,10 +52,11 @@ from ktrdr_core.storage.artifact import ModelArtifact
 from ktrdr_core.storage.stored_model import SaveTarget, StoredModel
 from ktrdr_core.training.device import DeviceManager
 from ktrdr_core.training.hyperparameters import Hyperparameters
+from ktrdr_core.training.lane import Lane
 from ktrdr_core.training.model_trainer import ModelTrainer, TrainedModel
 
-PriceData = dict[str, Bars]
-NamedValues = dict[str, dict[str, FloatArray]]
+PriceData = dict[str, SymbolBars]
+IndicatorValues = dict[str, SymbolValues]
 
 
 def _no_check() -> None:
@@ -77,102 +83,162 @@ class TrainingPipeline:
     ) -> PriceData:
         """Return the bars of each symbol from `start_date` to `end_date`, both inclusive, UTC.
 
+        Args:
+            symbols: Instruments.
+            timeframes: The base timeframe, then longer ones, shortest first.
+            start_date: First day.
+            end_date: Last day.
+            data_mode: local or csv.
+
         Raises:
             InvalidInputError: (a ValueError) No symbol or timeframe is named.
-            UnsupportedError: (a ValueError) Several timeframes, or a data mode that is not built.
+            UnsupportedError: (a ValueError) A data mode that is not built.
             SeriesNotFoundError: There are no such bars.
             TooFewBarsError: (a ValueError) None are left between the dates.
         """
         if not symbols or not timeframes:
             raise InvalidInputError("a training needs at least one symbol and one timeframe; name them")
-        if len(timeframes) > 1:
-            raise UnsupportedError(f"several timeframes ({', '.join(timeframes)}) are not built yet; name one")
         if data_mode not in (DataMode.LOCAL, DataMode.CSV):
             raise UnsupportedError(f"data mode {data_mode!r} is not built yet; use local or csv")
-        price_data = {
-            symbol: self._bar_store.load(symbol, timeframes[0]).between(start_date, end_date) for symbol in symbols
+        base, *higher = timeframes
+        return {
+            symbol: load_symbol_bars(self._bar_store, symbol, base, higher, start_date, end_date) for symbol in symbols
         }
-        for symbol, bars in price_data.items():
-            if len(bars) == 0:
-                raise TooFewBarsError(
-                    f"{symbol} {timeframes[0]} has no bars from {start_date} to {end_date}; take other dates"
-                )
-        return price_data
 
-    def calculate_indicators(self, price_data: PriceData, indicators: Sequence[IndicatorConfig]) -> NamedValues:
-        """Return indicator values by symbol and feature id; warm-up is NaN."""
-        return {symbol: compute_indicators(bars, indicators) for symbol, bars in price_data.items()}
+    def calculate_indicators(self, price_data: PriceData, strategy: StrategyConfig) -> IndicatorValues:
+        """Return indicator values by symbol, timeframe and name; warm-up is NaN."""
+        return {symbol: compute_symbol_indicators(bars, strategy) for symbol, bars in price_data.items()}
+
+    def fit_fuzzy_sets(
+        self,
+        indicator_values: IndicatorValues,
+        price_data: PriceData,
+        strategy: StrategyConfig,
+        shares: DataSplitConfig,
+    ) -> tuple[StrategyConfig, tuple[str, ...]]:
+        """Return the strategy with its quantile sets fitted on the training part, and what people should know of how
+        its sets lie on that part.
+
+        Raises:
+            InvalidStrategyError: (a ValueError) The quantiles of a set do not differ.
+        """
+        fit_rows = {}
+        for symbol, bars in price_data.items():
+            warm_up_bars = feature_warm_up_bars(bars, strategy)
+            stop = training_stop_bar(
+                generate_labels(bars.base, strategy.training.labels),
+                warm_up_bars=warm_up_bars,
+                window_bars=strategy.model.window_bars,
+                shares=shares,
+            )
+            fit_rows[symbol] = np.arange(min(warm_up_bars, stop), stop, dtype=np.int64)
+        fitted = self.refit_fuzzy_sets(indicator_values, price_data, strategy, fit_rows)
+        coverage = measure_set_coverage(indicator_values, price_data, fit_rows, fitted)
+        return fitted, tuple(sentence for own in coverage for sentence in own.warnings())
+
+    def refit_fuzzy_sets(
+        self,
+        indicator_values: IndicatorValues,
+        price_data: PriceData,
+        strategy: StrategyConfig,
+        fit_rows: Mapping[str, IntArray],
+    ) -> StrategyConfig:
+        """Return the strategy with its quantile sets fitted on the base bars `fit_rows` of each symbol."""
+        if not has_quantile_sets(strategy):
+            return strategy
+        return fit_quantile_sets(indicator_values, price_data, fit_rows, strategy)
 
     def generate_fuzzy_memberships(
-        self, indicator_values: NamedValues, fuzzy_sets: Mapping[str, Mapping[str, FuzzySetConfig]]
-    ) -> NamedValues:
-        """Return memberships by symbol and `value.set`."""
-        return {symbol: compute_memberships(values, fuzzy_sets) for symbol, values in indicator_values.items()}
+        self, indicator_values: IndicatorValues, price_data: PriceData, strategy: StrategyConfig
+    ) -> dict[str, Memberships]:
+        """Return memberships by symbol, aligned to the base bars; quantile sets must be fitted."""
+        return {
+            symbol: compute_symbol_memberships(indicator_values[symbol], bars, strategy)
+            for symbol, bars in price_data.items()
+        }
 
     def engineer_features(
-        self, memberships: NamedValues, price_data: PriceData, config: FeaturesConfig
+        self, memberships: Mapping[str, Memberships], indicator_values: IndicatorValues, price_data: PriceData
     ) -> dict[str, FeatureMatrix]:
-        """Return the unscaled feature matrix of each symbol."""
-        return {symbol: build_features(memberships[symbol], bars, config) for symbol, bars in price_data.items()}
+        """Return the unscaled feature matrix of each symbol; the memberships' arrays become theirs."""
+        return {
+            symbol: build_features(memberships[symbol], indicator_values[symbol], bars)
+            for symbol, bars in price_data.items()
+        }
+
+    def generate_labels(self, price_data: PriceData, strategy: StrategyConfig) -> dict[str, Labels]:
+        """Return the labels of each symbol.
+
+        Raises:
+            DegenerateLabelsError: Nothing can be learned from them, and the strategy does not allow that.
+        """
+        config = strategy.training.labels
+        labels = {symbol: generate_labels(bars.base, config) for symbol, bars in price_data.items()}
+        if strategy.is_regression:
+            targets = [own.targets for own in labels.values() if own.targets is not None]
+            check_degenerate_targets(np.concatenate(targets), config)
+        else:
+            check_degenerate(np.concatenate([own.y for own in labels.values()]), config)
+        return labels
 
     def check_leakage(
-        self, price_data: PriceData, strategy: StrategyConfig, seed: int, *, check: Callable[[], None] = _no_check
+        self,
+        price_data: PriceData,
+        features: Mapping[str, FeatureMatrix],
+        labels: Mapping[str, Labels],
+        strategy: StrategyConfig,
+        seed: int,
+        *,
+        check: Callable[[], None] = _no_check,
     ) -> dict[str, LeakageReport]:
         """Recompute features and labels with the future cut off or changed.
 
         Raises:
             LeakageError: One of them saw the future.
         """
-        reports = {}
-        for symbol, bars in price_data.items():
-            check()
-            reports[symbol] = check_truncation(bars, strategy, seed)
-        return reports
-
-    def generate_labels(self, price_data: PriceData, config: LabelsConfig) -> dict[str, Labels]:
-        """Return the labels of each symbol.
-
-        Raises:
-            DegenerateLabelsError: Nothing can be learned from them, and the strategy does not allow that.
-        """
-        labels = {symbol: generate_labels(bars, config) for symbol, bars in price_data.items()}
-        check_degenerate(np.concatenate([own.y for own in labels.values()]), config.allow_degenerate_labels)
-        return labels
+        return {
+            symbol: check_leakage(bars, features[symbol], labels[symbol], strategy, seed, check=check)
+            for symbol, bars in price_data.items()
+        }
 
     def combine_multi_symbol_data(
-        self, features: Mapping[str, FeatureMatrix], labels: Mapping[str, Labels], price_data: PriceData
+        self,
+        features: Mapping[str, FeatureMatrix],
+        labels: Mapping[str, Labels],
+        price_data: PriceData,
+        window_bars: int = 1,
     ) -> Rows:
         """Return the complete rows of all symbols, each carrying its symbol; the others are dropped and counted."""
-        return combine_rows(
-            [
-                build_rows(features[symbol], labels[symbol], bars, symbol_id)
-                for symbol_id, (symbol, bars) in enumerate(price_data.items())
-            ]
+        symbols = tuple(price_data)
+        return build_rows(
+            [features[symbol] for symbol in symbols],
+            [labels[symbol] for symbol in symbols],
+            [price_data[symbol].base for symbol in symbols],
+            symbols=symbols,
+            window_bars=window_bars,
         )
 
-    def split_data(
-        self,
-        rows: Rows,
-        *,
-        symbols: Sequence[str],
-        feature_names: Sequence[str],
-        shares: DataSplitConfig,
-        horizon_bars: int,
-        scale_features: bool = True,
-    ) -> DataSplit:
+    def split_data(self, rows: Rows, strategy: StrategyConfig, shares: DataSplitConfig, **facts: Any) -> DataSplit:
         """Return chronological parts per symbol with a purge at each boundary, scaled by the training part.
+
+        Args:
+            rows: Rows of every symbol.
+            strategy: Its scaling.
+            shares: Of the parts, and the embargo.
+            facts: `columns` of the matrix, `warnings`.
 
         Raises:
             TooFewBarsError: (a ValueError) A part has too few rows.
         """
-        return split_rows(
-            rows,
-            symbols=symbols,
-            feature_names=feature_names,
-            shares=shares,
-            horizon_bars=horizon_bars,
-            scaler_kind="standard" if scale_features else "none",
-        )
+        return split_rows(rows, shares=shares, scaling=scaling_of(strategy), **facts)
+
+    def check_label_spans(self, split: DataSplit, labels: Mapping[str, Labels]) -> int:
+        """Return how many labels' spans were found clear of the other parts.
+
+        Raises:
+            LeakageError: One was not.
+        """
+        return check_label_spans(split, list(labels.values()))
 
     def create_model(self, model_config: Mapping[str, Any], input_size: int, seed: int) -> Network:
         """Return a freshly initialised network for rows of `input_size` features."""
@@ -197,46 +263,82 @@ class TrainingPipeline:
             CancellationError: `cancellation_token` was cancelled.
             NonFiniteLossError: The loss became NaN or infinite.
         """
-        settings = Hyperparameters.from_training_config(training_config)
+        lane = Lane(model, train_data, val_data, Hyperparameters.from_training_config(training_config))
+        (trained,) = self.train_lanes(
+            [lane], progress_callback, cancellation_token, checkpoint_dir=checkpoint_dir, resume_from=resume_from
+        )
+        return trained
+
+    def train_lanes(
+        self,
+        lanes: Sequence[Lane],
+        progress_callback: ProgressCallback | None = None,
+        cancellation_token: CancellationToken | None = None,
+        *,
+        checkpoint_dir: Path | None = None,
+        resume_from: Path | None = None,
+    ) -> tuple[TrainedModel, ...]:
+        """Train the networks of a stack together; errors as for `train_model`."""
+        settings = lanes[0].hyperparameters
         device = DeviceManager.select(enable_gpu=settings.enable_gpu, require_gpu=settings.require_gpu)
         trainer = ModelTrainer(settings, device, progress_callback, cancellation_token)
-        return trainer.train(model, train_data, val_data, checkpoint_dir=checkpoint_dir, resume_from=resume_from)
+        return trainer.train_lanes(lanes, checkpoint_dir=checkpoint_dir, resume_from=resume_from)
+
+    def judge(self, trained: TrainedModel, split: DataSplit, *, check: Callable[[], None] = _no_check) -> JudgedRows:
+        """Return what the network answers to the rows of `split.test`, with what was true.
+
+        Answered on the CPU, wherever it was trained: a prediction over the same bars gives the same bits.
+        """
+        model = trained.model.to("cpu")
+        outputs = split_outputs(model, split, split.test, check=check)
+        return JudgedRows.from_part(outputs, split.test, split.series)
 
     def evaluate_model(
         self,
         trained: TrainedModel,
-        test_data: DatasetPart,
+        split: DataSplit,
+        price_data: PriceData,
+        strategy: StrategyConfig,
+        seed: int,
         *,
         check: Callable[[], None] = _no_check,
-    ) -> TestMetrics:
-        """Return the metrics of the test part."""
-        with deterministic_torch(trained.device.device):
-            logits_NC = compute_logits(trained.model, PaddedRows(test_data.X, trained.device.device), check=check)
-        return compute_test_metrics(logits_NC, test_data.y)
+    ) -> tuple[TestMetrics, PartEvaluation]:
+        """Return the metrics of the test part, and what else its answers tell."""
+        return evaluate(
+            self.judge(trained, split, check=check),
+            bars=[price_data[symbol].base for symbol in split.symbols],
+            train_class_counts=np.bincount(split.train.y, minlength=NUM_CLASSES),
+            seed=seed,
+            strategy=strategy,
+        )
 
     def calculate_feature_importance(
         self,
         trained: TrainedModel,
-        test_data: DatasetPart,
-        feature_names: Sequence[str],
+        split: DataSplit,
+        strategy: StrategyConfig,
         seed: int,
         *,
-        repeats: int = DEFAULT_REPEATS,
         check: Callable[[], None] = _no_check,
-    ) -> dict[str, float]:
-        """Return the mean drop of test accuracy when a feature is permuted, by feature."""
-        with deterministic_torch(trained.device.device):
+    ) -> ImportanceReport:
+        """Return the mean drop of test accuracy when a feature, an indicator or a timeframe is permuted."""
+        with deterministic_torch("cpu"):
             return permutation_importance(
-                trained.model,
-                test_data.X,
-                test_data.y,
-                feature_names,
+                trained.model.to("cpu"),
+                split.test,
+                split.columns,
                 seed=seed,
-                device=trained.device.device,
-                repeats=repeats,
+                labels=strategy.training.labels if strategy.is_regression else None,
+                trained_rows=len(trained.history) * len(split.train),
                 check=check,
             )
 
     def save_model(self, artifact: ModelArtifact, model_storage: SaveTarget) -> StoredModel:
         """Store `artifact` and return where it is."""
         return model_storage.save(artifact)
+
+
+def scaling_of(strategy: StrategyConfig) -> ScalerKind:
+    """Return the kind of scaler that the strategy asks for."""
+    features = strategy.model.features
+    return features.scaling if features.scale_features else "none"

@@ -37,6 +37,7 @@ from ktrdr_core.domain.result import TestMetrics, TrainingMetrics, TrainingResul
 from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import InvalidSpecError
+from ktrdr_core.wire.evaluation import evaluation_to_proto
 
 if TYPE_CHECKING:
     from ktrdr_core.execution.resources import ResourceUsage
@@ -245,6 +246,7 @@ def result_to_proto(result: TrainingResult) -> training_result_pb2.TrainingResul
         test_samples=metadata["test_samples"],
         artifact_digest=result["artifact_digest"],
         warnings=result.get("warnings", ()),
+        evaluation=evaluation_to_proto(result["evaluation"]),
     )
 
 
@@ -270,6 +272,7 @@ def model_to_proto(model: StoredModel) -> model_pb2.Model:
         test_metrics=_test_metrics_to_proto(model.result["test_metrics"]),
         features=_features_to_proto(model.result),
         aliases=model.aliases,
+        evaluation=evaluation_to_proto(model.result["evaluation"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The client and both services load where torch is not installed."""
+"""The client and both services load where torch and numba are not installed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ import pytest
     ],
 )
 def test_module_loads_without_torch(module: str) -> None:
-    code = f"import sys; sys.modules['torch'] = None; import {module}"
+    code = f"import sys; sys.modules['torch'] = sys.modules['numba'] = sys.modules['scipy'] = None; import {module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from uuid import uuid4
 import numpy as np
 
 from ktrdr_core.storage.artifact import ModelArtifact
+from tests.kit.evaluations import make_evaluation
 
 FEATURE_NAMES = ["rsi_14.low", "rsi_14.high"]
 
@@ -45,11 +46,13 @@ def make_artifact(
                 "f1_score": 0.5,
                 "majority_baseline_accuracy": 0.4,
             },
+            "evaluation": make_evaluation(),
         },
         features={
             "feature_names": FEATURE_NAMES,
             "feature_importance": {"rsi_14.low": 0.1, "rsi_14.high": 0.0},
-            "scaler": {"kind": "standard", "mean": [0.0, 0.5], "scale": [1.0, 2.0]},
+            "scaler": {"kind": "standard", "centre": [0.0, 0.5], "scale": [1.0, 2.0]},
+            "fuzzy_sets": {},
         },
         metadata={
             "model_id": str(uuid4()),

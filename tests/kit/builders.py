@@ -15,7 +15,7 @@ import yaml
 from ktrdr_core.config.loader import strategy_from_dict
 from ktrdr_core.config.strategy import StrategyConfig
 from ktrdr_core.data.bars import BAR_COLUMNS, Bars, time_text, validate_bars
-from ktrdr_core.data.timeframe import Timeframe
+from ktrdr_core.domain.timeframe import Timeframe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIRST_TIME_NS = 1_483_308_000 * 10**9  # 2017-01-01T22:00:00Z, a Sunday evening

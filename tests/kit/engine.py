@@ -20,6 +20,7 @@ from ktrdr_core.execution.cancel_flag import FlagToken
 from ktrdr_core.execution.engine import SessionJob
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.progress_tracker import ProgressTracker
+from tests.kit.evaluations import make_evaluation
 
 STRATEGY = "name: engine_test\n"
 
@@ -75,6 +76,7 @@ def build_result(**facts: Any) -> TrainingResult:
             "test_samples": 1,
         },
         "artifact_digest": "0" * 64,
+        "evaluation": make_evaluation(),
     }
 
 

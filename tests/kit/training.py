@@ -20,6 +20,7 @@ from ktrdr_core.models.network_spec import NetworkSpec
 from ktrdr_core.models.registry import build_network
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.training.device import DeviceManager
+from ktrdr_core.training.engines import EngineBuilder, build_engine
 from ktrdr_core.training.hyperparameters import Hyperparameters
 from ktrdr_core.training.model_trainer import ModelTrainer
 
@@ -45,29 +46,64 @@ def make_part(num_rows: int, seed: int, *, is_learnable: bool = True) -> Dataset
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(num_rows, NUM_FEATURES)).astype(np.float32)
     y = X[:, :3].argmax(axis=1) if is_learnable else rng.integers(0, 3, size=num_rows)
+    return DatasetPart.from_rows(X, y.astype(np.int64))
+
+
+def make_window_part(num_rows: int, seed: int, *, window_bars: int = 4, num_symbols: int = 1) -> DatasetPart:
+    """Return windows over a matrix in which symbols stand one after another; some bars are no rows.
+
+    The class follows the last two bars, and the target is a small number of its sign.
+    """
+    rng = np.random.default_rng(seed)
+    per_symbol = num_rows // num_symbols
+    bars = window_bars - 1 + 2 * per_symbol
+    matrix = rng.normal(size=(bars * num_symbols, NUM_FEATURES)).astype(np.float32)
+    kept = [np.sort(rng.choice(2 * per_symbol, per_symbol, replace=False)) for _ in range(num_symbols)]
+    rows = np.concatenate([own + index * bars + window_bars - 1 for index, own in enumerate(kept)])
+    y = (matrix[rows, :3] + matrix[rows - (window_bars > 1), :3]).argmax(axis=1)
     return DatasetPart(
-        X=X,
-        y=y.astype(np.int64),
-        times=np.arange(num_rows, dtype=np.int64),
-        symbol_ids=np.zeros(num_rows, dtype=np.int64),
+        matrix=matrix,
+        rows=rows,
+        window_bars=window_bars,
+        y=y,
+        times=rows.copy(),
+        symbol_ids=np.repeat(np.arange(num_symbols), per_symbol),
+        targets=((1 - y) * 0.01 + rng.normal(size=len(y)) * 0.004).astype(np.float32),
     )
 
 
-def make_network(*, seed: int = 42, dropout: float = 0.2, hidden_layers: tuple[int, ...] = (8, 5)) -> Network:
-    return build_network(
-        NetworkSpec(type="mlp", input_size=NUM_FEATURES, hidden_layers=hidden_layers, dropout=dropout), seed=seed
-    )
+def make_network(
+    *, seed: int = 42, dropout: float = 0.2, hidden_layers: tuple[int, ...] = (8, 5), **spec: Any
+) -> Network:
+    chosen: dict[str, Any] = {
+        "type": "mlp",
+        "input_size": NUM_FEATURES,
+        "hidden_layers": hidden_layers,
+        "dropout": dropout,
+    } | spec
+    return build_network(NetworkSpec(**chosen), seed=seed)
 
 
 def make_trainer(
     progress_callback: ProgressCallback | None = None,
     cancellation_token: CancellationToken | None = None,
+    *,
+    engine_builder: EngineBuilder = build_engine,
     **settings: Any,
 ) -> ModelTrainer:
-    chosen = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "enable_gpu": False} | settings
     return ModelTrainer(
-        Hyperparameters(**chosen), DeviceManager.select(enable_gpu=False), progress_callback, cancellation_token
+        make_settings(**settings),
+        DeviceManager.select(enable_gpu=False),
+        progress_callback,
+        cancellation_token,
+        engine_builder=engine_builder,
     )
+
+
+def make_settings(**settings: Any) -> Hyperparameters:
+    """Return three short epochs on the CPU; keys and values as in a `training_config`."""
+    chosen = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "enable_gpu": False} | settings
+    return Hyperparameters.from_training_config(chosen)
 
 
 class CountingToken(LocalCancellationToken):

@@ -16,7 +16,6 @@ from ktrdr_core.errors import (
     ExecutionModeError,
     InvalidInputError,
     NonFiniteLossError,
-    UnsupportedError,
 )
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.training.checkpoint import load_checkpoint
@@ -214,7 +213,7 @@ def test_failing_watchers_cost_nothing(bar_store: DirectoryBarStore) -> None:
         ({"start_date": "2017-05-01"}, "after end_date"),
         ({"start_date": "yesterday"}, "yesterday"),
         ({"symbols": []}, "at least one symbol"),
-        ({"timeframes": ["1h", "4h"]}, "4h"),
+        ({"timeframes": ["4h", "6h"]}, "6h is no whole multiple of the base timeframe 4h"),
         ({"data_mode": "ib"}, "ib"),
         ({"data_mode": "ftp"}, "data_mode must be local or csv, was 'ftp'"),
         ({"start_date": "2030-01-01", "end_date": "2030-02-01"}, "no bars"),
@@ -231,23 +230,28 @@ def test_argument_that_breaks_a_rule_is_a_value_error(
 
 def test_split_the_strategy_declares_is_the_truth(bar_store: DirectoryBarStore) -> None:
     facts = TrainingExecutor(CONFIG, bar_store=bar_store).execute(**{**JOB, "validation_split": 0.3})
-    assert facts["config"]["data_config"]["data_split"] == {"train": 0.7, "validation": 0.15, "test": 0.15}
+    assert facts["config"]["data_config"]["data_split"] == {
+        "train": 0.7,
+        "validation": 0.15,
+        "test": 0.15,
+        "embargo_bars": 0,
+    }
 
 
 def test_validation_split_holds_where_the_strategy_declares_none(bar_store: DirectoryBarStore) -> None:
     undeclared = {**STRATEGY, "training": {**STRATEGY["training"], "data_split": None}}
     executor = TrainingExecutor({**CONFIG, "strategy_config": undeclared}, bar_store=bar_store)
     facts = executor.execute(**{**JOB, "validation_split": 0.25})["config"]["data_config"]
-    assert facts["data_split"] == {"train": 0.5, "validation": 0.25, "test": 0.25}
+    assert facts["data_split"] == {"train": 0.5, "validation": 0.25, "test": 0.25, "embargo_bars": 0}
     for share in (0.0, 0.5, 0.9):
         with pytest.raises(ValueError, match="validation_split"):
             executor.execute(**{**JOB, "validation_split": share})
 
 
-def test_what_is_not_built_is_refused_in_a_library_call_too() -> None:
-    model = {**STRATEGY["model"], "type": "lstm"}
-    with pytest.raises(UnsupportedError, match="lstm"):
-        TrainingExecutor({**CONFIG, "strategy_config": {**STRATEGY, "model": model}})
+def test_timeframes_of_the_call_replace_those_of_the_strategy(bar_store: DirectoryBarStore) -> None:
+    result = TrainingExecutor(CONFIG, bar_store=bar_store).execute(**{**JOB, "timeframes": ["4h", "1h"]})
+    assert result["metadata"]["timeframes"] == ["1h", "4h"]
+    assert {"rsi_14.oversold", "rsi_14.oversold@4h"} < set(result["feature_names"])
 
 
 def test_bars_come_from_the_directory_data_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

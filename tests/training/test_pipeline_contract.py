@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ktrdr_core.data.bar_store import DirectoryBarStore
-from ktrdr_core.datasets.dataset import DatasetPart
-from ktrdr_core.evaluation.forward import PaddedRows, compute_logits
+from ktrdr_core.data.symbol_bars import SymbolBars
 from ktrdr_core.training.pipeline import TrainingPipeline
 from tests.kit.builders import make_bars, strategy
-from tests.kit.training import Trained, make_part
+from tests.kit.splits import make_split
+from tests.kit.training import Trained
 
 STEPS = [
     "load_price_data",
@@ -53,28 +53,31 @@ def test_train_model_takes_the_arguments_of_the_contract_in_order() -> None:
 
 def test_rows_of_several_symbols_are_never_paired_across_them(bar_store: DirectoryBarStore) -> None:
     pipeline, config = TrainingPipeline(bar_store), strategy()
-    price_data = {"AAA": make_bars(400, 1, symbol="AAA"), "BBB": make_bars(500, 2, symbol="BBB")}
-    values = pipeline.calculate_indicators(price_data, config.indicators)
-    memberships = pipeline.generate_fuzzy_memberships(values, config.fuzzy_sets)
-    features = pipeline.engineer_features(memberships, price_data, config.model.features)
-    labels = pipeline.generate_labels(price_data, config.training.labels)
+    price_data = {
+        "AAA": SymbolBars(make_bars(400, 1, symbol="AAA")),
+        "BBB": SymbolBars(make_bars(500, 2, symbol="BBB")),
+    }
+    values = pipeline.calculate_indicators(price_data, config)
+    memberships = pipeline.generate_fuzzy_memberships(values, price_data, config)
+    features = pipeline.engineer_features(memberships, values, price_data)
+    labels = pipeline.generate_labels(price_data, config)
     rows = pipeline.combine_multi_symbol_data(features, labels, price_data)
     for symbol_id, symbol in enumerate(price_data):
         own = rows.symbol_ids == symbol_id
-        places = np.searchsorted(price_data[symbol].times, rows.times[own])
-        np.testing.assert_array_equal(rows.X[own], features[symbol].X[places])
+        places = np.searchsorted(price_data[symbol].base.times, rows.times[own])
+        np.testing.assert_array_equal(rows.matrix[rows.positions[own]], features[symbol].X[places])
         np.testing.assert_array_equal(rows.y[own], labels[symbol].y[places])
     assert set(rows.symbol_ids.tolist()) == {0, 1}
 
 
 def test_steps_of_training_fit_together_without_an_executor(trained: Trained) -> None:
     pipeline = TrainingPipeline(trained.bar_store)
-    part: DatasetPart = make_part(120, 1)
-    model = pipeline.create_model({"type": "mlp", "hidden_layers": [4]}, input_size=6, seed=3)
-    settings = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "enable_gpu": False}
-    done = pipeline.train_model(model, part, make_part(40, 2), settings)
-    metrics = pipeline.evaluate_model(done, make_part(50, 3))
-    assert 0 <= metrics["accuracy"] <= 1
-    names = [f"f{index}" for index in range(6)]
-    assert set(pipeline.calculate_feature_importance(done, make_part(50, 3), names, seed=1)) == set(names)
-    assert compute_logits(done.model, PaddedRows(part.X, "cpu")).shape == (120, 3)
+    split, price_data, config = make_split(trained)
+    model = pipeline.create_model({"type": "mlp", "hidden_layers": [4]}, input_size=len(split.columns), seed=3)
+    settings = {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "enable_gpu": False}
+    done = pipeline.train_model(model, split.train, split.validation, settings)
+    metrics, evaluation = pipeline.evaluate_model(done, split, price_data, config, seed=1)
+    assert 0 < metrics["accuracy"] < 1
+    assert sum(map(sum, evaluation["confusion_matrix"])) == len(split.test)
+    importance = pipeline.calculate_feature_importance(done, split, config, seed=1)
+    assert [feature["name"] for feature in importance.features] == list(split.feature_names)

@@ -29,15 +29,15 @@ from ktrdr_core.errors import (
     InvalidStrategyError,
     SeriesNotFoundError,
 )
+from ktrdr_core.evaluation.forward import split_outputs
 from ktrdr_core.evaluation.metrics import compute_test_metrics
 from ktrdr_core.storage.artifact import artifact_digest, derive_torch_files, load_tensors
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.storage.staging import StagedStorage
-from ktrdr_core.training.pipeline import TrainingPipeline
-from ktrdr_core.training.preflight import preflight
 from ktrdr_core.training.run_job import run_training
 from ktrdr_core.training.trading_model import TradingModel
 from tests.kit.builders import REPOSITORY, strategy_text
+from tests.kit.splits import make_split
 from tests.kit.training import Trained
 
 RUN_IN_ANOTHER_PROCESS = """
@@ -54,22 +54,7 @@ print(run_training(spec, bar_store=DirectoryBarStore(Path(sys.argv[1])), model_s
 @pytest.fixture(scope="module")
 def split(trained: Trained) -> DataSplit:
     """The rows of the training, made again step by step."""
-    plan = preflight(trained.spec, trained.bar_store)
-    pipeline = TrainingPipeline(trained.bar_store)
-    price_data = pipeline.load_price_data(plan.symbols, plan.timeframes, plan.start_date, plan.end_date)
-    values = pipeline.calculate_indicators(price_data, plan.strategy.indicators)
-    memberships = pipeline.generate_fuzzy_memberships(values, plan.strategy.fuzzy_sets)
-    features = pipeline.engineer_features(memberships, price_data, plan.strategy.model.features)
-    labels = pipeline.generate_labels(price_data, plan.strategy.training.labels)
-    shares = plan.strategy.training.data_split
-    assert shares is not None
-    return pipeline.split_data(
-        pipeline.combine_multi_symbol_data(features, labels, price_data),
-        symbols=plan.symbols,
-        feature_names=features["EURUSD"].names,
-        shares=shares,
-        horizon_bars=labels["EURUSD"].horizon_bars,
-    )
+    return make_split(trained)[0]
 
 
 def test_result_is_complete_and_names_the_stored_version(trained: Trained) -> None:
@@ -111,15 +96,16 @@ def test_another_seed_gives_another_artifact(trained: Trained) -> None:
     assert other["artifact_digest"] != trained.result["artifact_digest"]
 
 
-def test_stored_model_predicts_the_test_rows_as_training_evaluated_them(trained: Trained, split: DataSplit) -> None:
+def test_stored_model_answers_the_test_rows_bit_for_bit_as_training_saw_them(
+    trained: Trained, split: DataSplit
+) -> None:
     model = TradingModel.load(trained.path)
-    logits = model.compute_logits(split.test.X)
-    assert compute_test_metrics(logits, split.test.y) == trained.result["test_metrics"]
     predictions = model.predict(trained.bar_store.load("EURUSD", "1h"))
     places = np.searchsorted(predictions.times, split.test.times)
     np.testing.assert_array_equal(predictions.times[places], split.test.times)
-    np.testing.assert_allclose(predictions.logits[places], logits, atol=1e-5)
-    assert (predictions.classes[places] == logits.argmax(axis=1)).all()
+    outputs = predictions.outputs[places]
+    assert outputs.tobytes() == split_outputs(model.network, split, split.test).tobytes()
+    assert compute_test_metrics(outputs, split.test.y) == trained.result["test_metrics"]
 
 
 def test_prediction_has_a_row_for_each_bar_after_warm_up(trained: Trained) -> None:
@@ -146,7 +132,7 @@ def test_signal_below_the_confidence_threshold_is_hold(trained: Trained) -> None
 def test_last_prediction_does_not_change_when_bars_follow(trained: Trained) -> None:
     model, bars = TradingModel.load(trained.path), trained.bar_store.load("EURUSD", "1h")
     short, long = model.predict(bars.head(500)), model.predict(bars.head(800))
-    np.testing.assert_array_equal(long.logits[: len(short)], short.logits)
+    np.testing.assert_array_equal(long.outputs[: len(short)], short.outputs)
 
 
 def test_metrics_are_those_of_the_epoch_whose_weights_are_stored(trained: Trained, tmp_path: Path) -> None:
@@ -168,15 +154,18 @@ def test_baseline_is_reported_beside_the_accuracy(trained: Trained, split: DataS
 def test_what_makes_a_result_trustworthy_is_stored_with_it(trained: Trained) -> None:
     config = json.loads((trained.path / "config.json").read_text())
     data = config["data_config"]
-    assert data["leakage_check"]["EURUSD"]["passed"] is True
-    assert data["bars"]["EURUSD"] == {
-        "num_bars": 6225,
-        "sha256": trained.bar_store.load("EURUSD", "1h").digest(),
-    }
+    leakage = trained.result["evaluation"]["leakage"]
+    assert leakage["passed"] is True
+    assert min(leakage["cuts"], leakage["perturbations"]) >= 2
+    assert leakage["label_spans"] == sum(data["rows"].values())
+    digest = trained.bar_store.load("EURUSD", "1h").digest()
+    assert data["bars"]["EURUSD"] == [{"timeframe": "1h", "num_bars": 6225, "sha256": digest}]
     assert data["horizon_bars"] == 10
     assert data["purged_rows"] == 2 * 10
-    assert data["unlabelled_rows_dropped"] == 10
-    assert data["warm_up_rows_dropped"] > 0
+    (counts,) = data["row_counts"]
+    assert counts["unlabelled_bars"] == 10
+    assert counts["warm_up_bars"] > 0
+    assert counts["rows"] == trained.result["metadata"]["total_samples"]
     assert sum(data["rows"].values()) + data["purged_rows"] == trained.result["metadata"]["total_samples"]
     assert config["training_config"]["seed"] == 42
     assert len(config["strategy_digest"]) == 64
@@ -198,7 +187,7 @@ def test_derived_files_load_without_running_code(trained: Trained) -> None:
     assert full["architecture"]["hidden_layers"] == [8]
     assert full["preprocessing"]["feature_names"] == trained.result["feature_names"]
     scaler = TradingModel.load(trained.path).scaler
-    np.testing.assert_array_equal(full["preprocessing"]["scaler_mean"].numpy(), scaler.mean)
+    np.testing.assert_array_equal(full["preprocessing"]["scaler_centre"].numpy(), scaler.centre)
 
 
 def test_artifact_without_derived_files_publishes_and_can_get_them_before(trained: Trained, tmp_path: Path) -> None:

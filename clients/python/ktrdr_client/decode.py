@@ -36,6 +36,7 @@ from ktrdr_core.domain.result import TestMetrics, TrainingMetrics
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.resources import ResourceUsage
+from ktrdr_core.wire.evaluation import evaluation_from_proto
 from ktrdr_core.wire.from_proto import (
     batch_from_proto,
     duration_from_proto,
@@ -180,6 +181,7 @@ def model(message: model_pb2.Model) -> Model:
         test_metrics=_test_metrics(message.test_metrics),
         feature_importance={each.name: each.importance for each in message.features},
         aliases=tuple(message.aliases),
+        evaluation=evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None,
     )
 
 
@@ -287,4 +289,5 @@ def _report(message: training_result_pb2.TrainingResult) -> TrainingReport:
         test_samples=message.test_samples,
         artifact_digest=message.artifact_digest,
         warnings=tuple(message.warnings),
+        evaluation=evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None,
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from ktrdr_core.domain.progress import BatchDetail, EpochDetail, TrainingStep
-from ktrdr_core.domain.result import TestMetrics, TrainingMetrics
+from ktrdr_core.domain.result import Evaluation, TestMetrics, TrainingMetrics
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.resources import ResourceUsage
@@ -81,6 +81,7 @@ class TrainingReport:
     test_samples: int
     artifact_digest: str
     warnings: tuple[str, ...]
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +205,7 @@ class Model:
     test_metrics: TestMetrics
     feature_importance: dict[str, float]
     aliases: tuple[str, ...]
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

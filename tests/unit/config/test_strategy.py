@@ -85,11 +85,11 @@ def test_unknown_key_is_refused_with_the_nearest_known_key(place: str, field: st
         ({"model.architecture.hidden_layers": []}, "model.architecture.hidden_layers", "at least 1 entries"),
         ({"model.architecture.dropout": 1.0}, "model.architecture.dropout", "must be below 1"),
         ({"model.features.scale_features": "yes"}, "model.features.scale_features", "must be true or false"),
-        ({"model.type": "perceptron"}, "model.type", "must be 'mlp', 'lstm' or 'transformer', was 'perceptron'"),
+        ({"model.type": "perceptron"}, "model.type", "must be 'mlp', 'lstm', 'gru' or 'transformer'"),
         ({"model": 3}, "model", "model must be a mapping, was 3"),
         ({"model": None}, "model", "model is missing"),
         ({"training.labels.source": "magic"}, "training.labels.source", "must be 'zigzag'"),
-        ({"training.labels.zigzag_threshold": None}, "training.labels.zigzag_threshold", "is missing"),
+        ({"training.labels.zigzag_threshold": None}, "training.labels.zigzag_threshold", "labels from zigzag need"),
         ({"training.labels.label_lookahead": 0}, "training.labels.label_lookahead", "at least 1, was 0"),
         ({"training.data_split.test": 0.5}, "training.data_split", "must be 1, was 1.35"),
         ({"training.data_split.test": 0.0}, "training.data_split.test", "must be above 0"),
@@ -202,6 +202,8 @@ def test_fuzzy_sets_may_name_an_output() -> None:
     raw["fuzzy_sets"]["macd.hist"] = {"up": TRIANGLE}
     raw["fuzzy_sets"]["macd_12_26_9.signal"] = {"up": TRIANGLE}
     assert {"macd_12_26_9", "macd_12_26_9.hist", "macd_12_26_9.signal"} < set(strategy_from_dict(raw).fuzzy_sets)
+    raw["fuzzy_sets"]["rsi.rsi"] = raw["fuzzy_sets"].pop("rsi")
+    assert "rsi_14" in strategy_from_dict(raw).fuzzy_sets, "the primary output may be named too"
     raw["fuzzy_sets"]["macd.upper"] = {"up": TRIANGLE}
     with pytest.raises(InvalidStrategyError, match=r"'macd\.upper' names no indicator"):
         strategy_from_dict(raw)
@@ -226,15 +228,130 @@ def test_yaml_number_as_version_is_its_text() -> None:
     assert parse_strategy(strategy_text().replace("version: '1.0'", "version: 2.0")).version == "2.0"
 
 
-def test_grammar_holds_what_this_version_does_not_train() -> None:
-    config = strategy(
-        **{
-            "model.type": "lstm",
-            "training_data.symbols": {"mode": "multi_symbol", "list": ["EURUSD", "GBPUSD"]},
-            "fuzzy_sets.rsi.oversold": {"type": "gaussian", "parameters": [20, 5]},
-            "training.labels.source": "triple_barrier",
-            "model.symbol_embedding_dim": 4,
-        }
-    )
+EVERYTHING: dict[str, Any] = {
+    "training_data.symbols": {"mode": "multi_symbol", "list": ["EURUSD", "GBPUSD"], "sampling": "proportional"},
+    "training_data.timeframes": {"mode": "multi_timeframe", "list": ["4h", "1h"]},
+    "indicators.0.timeframes": ["4h"],
+    "fuzzy_sets.rsi.oversold": {"type": "Gaussian", "parameters": [20, 5]},
+    "fuzzy_sets.rsi@4h": {"low": {"type": "quantile", "parameters": [0.0, 0.3], "shoulder": "left"}},
+    "model.type": "transformer",
+    "model.architecture": {"hidden_layers": [64, 64], "d_model": 32, "num_heads": 8},
+    "model.features": {"lookback_periods": 20, "include_raw_indicators": True, "scaling": "robust"},
+    "model.symbol_embedding_dim": 4,
+    "model.training": {
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 0.001,
+        "schedule": {"type": "cosine", "warm_up_epochs": 2},
+        "gradient_clip_norm": 1.0,
+        "early_stopping": {"metric": "val_mcc", "patience": 5},
+        "loss": "focal",
+        "class_weights": "balanced",
+        "mixed_precision": True,
+        "gpu_memory_fraction": 0.5,
+        "checkpoint_every_epochs": 10,
+    },
+    "decisions.filters": {"min_separation": 0.1, "volume_filter": True, "trading_hours": {"start": 22, "end": 4}},
+    "decisions.position_awareness": True,
+    "training.labels": {
+        "source": "triple_barrier",
+        "label_lookahead": 24,
+        "profit_barrier": 2.0,
+        "loss_barrier": 1.5,
+        "volatility_period": 50,
+    },
+    "training.data_split.embargo_bars": 5,
+    "validation": {"method": "walk_forward", "folds": 4, "window": "rolling", "seeds": 2},
+}
+
+
+def test_file_that_uses_the_whole_grammar_reads_back_equal() -> None:
+    config = strategy(**EVERYTHING)
     assert config.symbols == ("EURUSD", "GBPUSD")
+    assert (config.base_timeframe, config.higher_timeframes) == ("1h", ("4h",))
+    assert set(config.fuzzy_sets) == {"rsi_14", "rsi_14@4h", "macd_12_26_9"}
+    assert config.fuzzy_sets["rsi_14"]["oversold"].type == "gaussian"
+    assert config.model.window_bars == 21
     assert strategy_from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "rule"),
+    [
+        (
+            {"fuzzy_sets.rsi@5m": {"x": TRIANGLE}},
+            "fuzzy_sets.rsi@5m",
+            "names the timeframe '5m'; rsi_14 is computed on 1h",
+        ),
+        ({"indicators.0.timeframes": ["4h"]}, "indicators[0].timeframes", "among those of training_data (1h), was 4h"),
+        (
+            {"fuzzy_sets.rsi.oversold": {"type": "gaussian", "parameters": [20, 0]}},
+            "fuzzy_sets.rsi.oversold.parameters",
+            "sigma",
+        ),
+        (
+            {"fuzzy_sets.rsi.oversold": {"type": "sigmoid", "parameters": [0, 50]}},
+            "fuzzy_sets.rsi.oversold.parameters",
+            "not be 0",
+        ),
+        (
+            {"fuzzy_sets.rsi.oversold": {"type": "bell", "parameters": [1, 2]}},
+            "fuzzy_sets.rsi.oversold.parameters",
+            "[width, slope",
+        ),
+        (
+            {"fuzzy_sets.rsi.oversold": {"type": "quantile", "parameters": [0.2, 1.5, 2.0]}},
+            "fuzzy_sets.rsi.oversold.parameters",
+            "must be in [0, 1]",
+        ),
+        (
+            {"fuzzy_sets.rsi.oversold": {"type": "quantile", "parameters": [0.2, 0.5]}},
+            "fuzzy_sets.rsi.oversold.shoulder",
+            "two levels needs shoulder",
+        ),
+        ({"model.type": "lstm", "model.features": {}}, "model.features.lookback_periods", "needs lookback_periods"),
+        ({"model.architecture.num_heads": 4}, "model.architecture.num_heads", "belongs to a transformer, not to a mlp"),
+        (
+            {"model.type": "transformer", "model.architecture": {"d_model": 30, "num_heads": 4}},
+            "model.architecture.num_heads",
+            "must be a multiple of num_heads, was 4",
+        ),
+        ({"model.training.momentum": 0.9}, "model.training.momentum", "momentum belongs to sgd, not to adam"),
+        ({"model.training.schedule": {"type": "step"}}, "model.training.schedule", "step schedule needs factor"),
+        (
+            {"model.training.schedule": {"type": "constant", "factor": 0.5}},
+            "model.training.schedule.factor",
+            "constant schedule takes no factor",
+        ),
+        ({"training.labels.buy_threshold": 0.1}, "training.labels.buy_threshold", "labels from zigzag take no"),
+        (
+            {"decisions.output_format": "regression", "model.architecture": {}},
+            "training.labels.source",
+            "must be one of forward_return",
+        ),
+        ({"model.training.loss": "mse"}, "model.training.loss", "must be one of cross_entropy, focal, was mse"),
+        (
+            {"validation": {"method": "purged_k_fold", "window": "rolling"}},
+            "validation.window",
+            "belongs to walk_forward",
+        ),
+        (
+            {"validation": {"method": "walk_forward", "embargo_bars": 3}},
+            "validation.embargo_bars",
+            "belongs to purged_k_fold, not to walk_forward",
+        ),
+        (
+            {"decisions.filters": {"trading_hours": {"start": 7, "end": 7}}},
+            "decisions.filters.trading_hours.end",
+            "must differ from start",
+        ),
+        ({"validation": {"method": "walk_forward", "folds": 1}}, "validation.folds", "at least 2, was 1"),
+        ({"decisions.filters": {"min_volume": 1}}, "decisions.filters.min_volume", "unknown key 'min_volume'"),
+        ({"training.method": "reinforcement"}, "training.method", "must be 'supervised'"),
+    ],
+)
+def test_sections_that_do_not_fit_together_are_refused(overrides: dict[str, Any], field: str, rule: str) -> None:
+    overrides.setdefault("decisions.confidence_threshold", 0.0)
+    error = refused(**overrides)
+    assert field in [violation.field for violation in error.violations]
+    assert rule in error.message

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ktrdr_core.data.bars import BAR_COLUMNS, Bars, validate_bars
-from ktrdr_core.data.timeframe import Timeframe
+from ktrdr_core.domain.timeframe import Timeframe
 from ktrdr_core.errors import InvalidBarsError, InvalidInputError
 from tests.kit.builders import bars_of_closes, make_bars
 

@@ -9,6 +9,7 @@ import pytest
 
 from ktrdr_core.domain.result import validate_training_result
 from ktrdr_core.errors import InvalidResultError
+from tests.kit.evaluations import make_evaluation
 
 GOOD: dict[str, Any] = {
     "success": True,
@@ -47,6 +48,7 @@ GOOD: dict[str, Any] = {
         "test_samples": 1,
     },
     "artifact_digest": "00",
+    "evaluation": make_evaluation(),
 }
 
 

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from ktrdr_core.config.loader import strategy_from_dict
+from ktrdr_core.config.strategy import StrategyConfig
 from ktrdr_core.data.bar_store import BarStore, DirectoryBarStore, SeriesInfo
-from ktrdr_core.data.bars import Bars
+from ktrdr_core.data.bars import Bars, day_of
+from ktrdr_core.data.symbol_bars import SymbolBars
+from ktrdr_core.datasets.dataset import DataSplit
 from ktrdr_core.datasets.rows import build_rows
 from ktrdr_core.datasets.series_features import compute_features
 from ktrdr_core.datasets.split import split_rows
@@ -39,11 +42,11 @@ class ReadOnceStore:
     def list_series(self) -> list[SeriesInfo]:
         return self._store.list_series()
 
-    def load(self, symbol: str, timeframe: str) -> Bars:
+    def load(self, symbol: str, timeframe: str, start: date | None = None, end: date | None = None) -> Bars:
         key = (symbol, timeframe)
         if key not in self._bars:
             self._bars[key] = self._store.load(symbol, timeframe)
-        return self._bars[key]
+        return self._bars[key].between(start, end)
 
 
 STORE = ReadOnceStore()
@@ -67,18 +70,10 @@ def test_labels_of_the_shipped_strategy_are_balanced_in_every_part() -> None:
     result = preflight(TrainingSpec(strategy_yaml=shipped_text()), STORE)
     bars, strategy = STORE.load("EURUSD", "1h"), result.strategy
     labels = generate_labels(bars, strategy.training.labels)
-    check_degenerate(labels.y, allow=False)
+    check_degenerate(labels.y, strategy.training.labels)
     shares = np.bincount(labels.y[labels.y >= 0]) / (labels.y >= 0).sum()
     assert ((shares > 0.2) & (shares < 0.5)).all()
-    features = compute_features(bars, strategy)
-    assert strategy.training.data_split is not None
-    split = split_rows(
-        build_rows(features, labels, bars),
-        symbols=["EURUSD"],
-        feature_names=features.names,
-        shares=strategy.training.data_split,
-        horizon_bars=labels.horizon_bars,
-    )
+    split = _split(bars, strategy)
     for part in (split.train, split.validation, split.test):
         assert (np.bincount(part.y, minlength=3) > 0.15 * len(part)).all()
 
@@ -92,14 +87,29 @@ def test_config_holds_every_setting_and_is_plain_json() -> None:
         "batch_size": 32,
         "learning_rate": 0.01,
         "optimizer": "adam",
+        "weight_decay": None,
+        "momentum": 0.0,
+        "schedule": {"type": "constant", "factor": None, "every_epochs": None, "warm_up_epochs": 0},
+        "gradient_clip_norm": None,
+        "early_stopping": None,
+        "loss": None,
+        "focal_gamma": 2.0,
+        "class_weights": "none",
+        "checkpoint_every_epochs": None,
         "seed": 7,
         "enable_gpu": False,
         "require_gpu": False,
         "num_gpus": 0,
         "memory_fraction": 0.5,
         "mixed_precision": False,
+        "sampling": "balanced",
+        "num_symbols": 1,
+        "output_format": "classification",
+        "output_activation": "softmax",
+        "buy_threshold": None,
+        "sell_threshold": None,
         "validation_split": 0.15,
-        "data_split": {"train": 0.7, "validation": 0.15, "test": 0.15},
+        "data_split": {"train": 0.7, "validation": 0.15, "test": 0.15, "embargo_bars": 0},
         "data_mode": "local",
     }
     assert config["model_config"] == {
@@ -108,6 +118,12 @@ def test_config_holds_every_setting_and_is_plain_json() -> None:
         "activation": "relu",
         "output_activation": "softmax",
         "dropout": 0.1,
+        "d_model": None,
+        "num_heads": None,
+        "output_format": "classification",
+        "window_bars": 1,
+        "num_symbols": 0,
+        "symbol_embedding_dim": 0,
         "input_size": None,
     }
     assert strategy_from_dict(config["strategy_config"]) == plan(seed=7).strategy
@@ -135,7 +151,7 @@ def test_split_of_the_strategy_is_the_truth_and_the_request_moves_validation(
     declared: dict[str, float] | None, asked: float | None, expected: tuple[float, ...]
 ) -> None:
     config = plan({"training.data_split": declared}, validation_split=asked).config["training_config"]
-    assert tuple(config["data_split"].values()) == pytest.approx(expected)
+    assert tuple(config["data_split"].values()) == pytest.approx((*expected, 0))
     assert config["validation_split"] == pytest.approx(expected[1])
 
 
@@ -149,53 +165,56 @@ def test_validation_split_that_leaves_nothing_to_train_on_is_refused(
         plan({"training.data_split": declared}, validation_split=asked)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "path", "named"),
-    [
-        ({"model.type": "lstm"}, "model.type", "lstm"),
-        ({"model.type": "transformer"}, "model.type", "transformer"),
-        ({"model.architecture.output_activation": "linear"}, "model.architecture.output_activation", "linear"),
-        ({"model.training.optimizer": "rmsprop"}, "model.training.optimizer", "rmsprop"),
-        ({"model.symbol_embedding_dim": 8}, "model.symbol_embedding_dim", "8"),
-        (
-            {"training_data.symbols": {"mode": "multi_symbol", "list": ["EURUSD", "GBPUSD"]}},
-            "training_data.symbols.mode",
-            "multi_symbol",
-        ),
-        (
-            {"training_data.timeframes": {"mode": "multi_timeframe", "list": ["1h", "4h"], "base_timeframe": "1h"}},
-            "training_data.timeframes.mode",
-            "multi_timeframe",
-        ),
-        (
-            {"fuzzy_sets.rsi.oversold": {"type": "gaussian", "parameters": [20, 5]}},
-            "fuzzy_sets.rsi_14.oversold.type",
-            "gaussian",
-        ),
-        ({"indicators.0": {"name": "atr", "period": 14, "feature_id": "rsi"}}, "indicators[0].name", "atr"),
-        ({"decisions.output_format": "regression"}, "decisions.output_format", "regression"),
-        ({"decisions.position_awareness": True}, "decisions.position_awareness", "true"),
-        ({"decisions.filters": {"volume_filter": True}}, "decisions.filters", "volume_filter"),
-        ({"training.method": "reinforcement"}, "training.method", "reinforcement"),
-        ({"training.labels.source": "triple_barrier"}, "training.labels.source", "triple_barrier"),
-    ],
-)
-def test_what_is_not_built_is_refused_by_name(overrides: dict[str, Any], path: str, named: str) -> None:
-    with pytest.raises(UnsupportedError, match="is not built") as caught:
-        plan(overrides)
-    assert named in caught.value.message
-    assert caught.value.violations[0].field == path
+def test_memory_and_precision_may_be_asked_for_by_the_strategy_or_the_request() -> None:
+    asked = {"model.training.gpu_memory_fraction": 0.25, "model.training.mixed_precision": True}
+    config = plan(asked).config["training_config"]
+    assert (config["memory_fraction"], config["mixed_precision"]) == (0.25, True)
+    assert plan(asked, memory_fraction=0.5).config["training_config"]["memory_fraction"] == 0.5
+
+
+def test_network_that_sees_windows_is_told_their_length() -> None:
+    config = plan({"model.type": "lstm", "model.features.lookback_periods": 20}).config["model_config"]
+    assert (config["type"], config["window_bars"]) == ("lstm", 21)
+
+
+def test_embargo_of_the_strategy_survives_another_validation_split() -> None:
+    config = plan({"training.data_split.embargo_bars": 7}, validation_split=0.2).config["training_config"]
+    assert config["data_split"]["embargo_bars"] == 7
+
+
+def test_longer_timeframe_without_bars_is_resampled() -> None:
+    result = plan(timeframes=("4h", "1h"))
+    assert result.timeframes == ("1h", "4h")
+    assert result.strategy.base_timeframe == "1h"
+
+
+def test_folds_need_enough_rows_too() -> None:
+    days: dict[str, Any] = {"start_date": date(2017, 3, 1), "end_date": date(2017, 4, 30)}
+    folds = {"method": "walk_forward", "folds": 40}
+    assert plan(**days)
+    with pytest.raises(TooFewBarsError, match=r"fold 1 of 40 \(walk_forward\): EURUSD 1h"):
+        plan({"validation": folds}, **days)
+
+
+def test_symbols_of_unlike_ranges_are_trained_on_what_each_has(tmp_path: Path) -> None:
+    write_bars_csv(tmp_path, make_bars(900, symbol="AAA"))
+    late = make_bars(900, symbol="BBB")
+    write_bars_csv(tmp_path, late.rows(slice(300, 900)))
+    store = DirectoryBarStore(tmp_path)
+    result = plan(store=store, symbols=("AAA", "BBB"))
+    assert (result.start_date, result.end_date) == (make_bars(900).first_day, late.last_day)
+    early = make_bars(900).times[200]
+    with pytest.raises(TooFewBarsError, match="BBB 1h has no bars"):
+        plan(store=store, symbols=("AAA", "BBB"), end_date=day_of(int(early)))
 
 
 @pytest.mark.parametrize(
     ("spec", "error_class", "text"),
     [
-        ({"symbols": ("EURUSD", "GBPUSD")}, UnsupportedError, "multi_symbol"),
-        ({"multi_symbol": True}, UnsupportedError, "multi_symbol"),
         ({"symbols": ("EURUSD", "GBPUSD"), "multi_symbol": False}, InvalidSpecError, "multi_symbol is false"),
-        ({"timeframes": ("1h", "4h")}, UnsupportedError, "multi_timeframe"),
+        ({"timeframes": ("4h", "6h")}, InvalidSpecError, "6h is no whole multiple of the base timeframe 4h"),
+        ({"model_type": "lstm", "symbols": ("EURUSD", "GBPUSD")}, SeriesNotFoundError, "no bars for GBPUSD 1h"),
         ({"data_mode": DataMode.IB}, UnsupportedError, "data mode 'ib' is not built yet"),
-        ({"model_type": "lstm"}, UnsupportedError, "lstm"),
         ({"model_type": "mpl"}, InvalidSpecError, "unknown model type 'mpl'; did you mean 'mlp'"),
         ({"symbols": ("../x",)}, InvalidSpecError, "symbol must be"),
         ({"timeframes": ("1x",)}, InvalidSpecError, "a timeframe must be a number"),
@@ -250,15 +269,11 @@ def _passes(action: Any) -> bool:
     return True
 
 
-def _split(bars: Bars, strategy: Any) -> None:
-    features, labels = compute_features(bars, strategy), generate_labels(bars, strategy.training.labels)
-    split_rows(
-        build_rows(features, labels, bars),
-        symbols=["EURUSD"],
-        feature_names=features.names,
-        shares=strategy.training.data_split,
-        horizon_bars=labels.horizon_bars,
-    )
+def _split(bars: Bars, strategy: StrategyConfig) -> DataSplit:
+    features, labels = compute_features(SymbolBars(bars), strategy), generate_labels(bars, strategy.training.labels)
+    assert strategy.training.data_split is not None
+    rows = build_rows([features], [labels], [bars], symbols=["EURUSD"])
+    return split_rows(rows, columns=features.columns, shares=strategy.training.data_split)
 
 
 def test_days_are_included_at_both_ends() -> None:

@@ -35,11 +35,13 @@ strategies_app = typer.Typer(help="Strategy files.", no_args_is_help=True)
 config_app = typer.Typer(help="The backend's configuration.", no_args_is_help=True)
 backend_app = typer.Typer(help="The backend service.", no_args_is_help=True)
 trainer_app = typer.Typer(help="The trainer service.", no_args_is_help=True)
+data_app = typer.Typer(help="The bars on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(strategies_app, name="strategies")
 app.add_typer(config_app, name="config")
 app.add_typer(backend_app, name="backend")
 app.add_typer(trainer_app, name="trainer")
+app.add_typer(data_app, name="data")
 
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -355,6 +357,98 @@ def strategies_validate(
     from ktrdr_client.cli.strategy_commands import validate as body
 
     return body(_session(context, is_json=as_json), file)
+
+
+@app.command(name="indicators")
+def indicators(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one; an alias will do.")] = None,
+    as_json: Json = False,
+) -> int:
+    """List the indicators a strategy may use, or show one; needs no backend."""
+    from ktrdr_client.cli.indicator_command import list_indicators, show_indicator
+
+    session = _session(context, is_json=as_json)
+    return list_indicators(session) if name is None else show_indicator(session, name)
+
+
+# Data
+
+
+BarsDir = Annotated[Path | None, typer.Option(help="Store of bars. Default: KTRDR_BARS_DIR, or data.")]
+
+
+@data_app.command(name="import")
+def data_import(
+    context: typer.Context,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV or Parquet files of one series.")],
+    timeframe: Annotated[str, typer.Option(metavar="1h", help="Length of a bar.")],
+    symbol: Annotated[
+        str | None, typer.Option(help="Instrument. With a column of symbols: only this one; without it all.")
+    ] = None,
+    timezone: Annotated[str, typer.Option(metavar="ZONE", help="Zone of times that have none.")] = "UTC",
+    columns: Annotated[
+        str | None, typer.Option(metavar="ROLE=COLUMN,...", help="Such as time=Date+Clock,open=O.")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(metavar="COLUMN=FACTOR,...", help="Such as price=0.00001,volume=1000.")
+    ] = None,
+    time_format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Such as '%d.%m.%Y %H:%M', iso, s or ms.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", metavar=_FLAG, help="Sort, and drop what breaks a rule; all is reported.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", metavar=_FLAG, help="Put the bars in the place of the stored series.")
+    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", metavar=_FLAG, help="Add the bars to the stored series.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar=_FLAG, help="Import without asking.")] = False,
+    bars_dir: BarsDir = None,
+    as_json: Json = False,
+) -> int:
+    """Import bars: say what was understood, ask, store."""
+    from ktrdr_client.cli.data_commands import ImportArguments
+    from ktrdr_client.cli.data_commands import import_files as body
+
+    arguments = ImportArguments(
+        files=tuple(files),
+        symbol=symbol,
+        timeframe=timeframe,
+        timezone=timezone,
+        columns=columns,
+        scale=scale,
+        time_format=time_format,
+        repair=repair,
+        replace=replace,
+        merge=merge,
+        yes=yes,
+        bars_dir=bars_dir,
+    )
+    return body(_session(context, is_json=as_json), arguments)
+
+
+@data_app.command(name="list")
+def data_list(context: typer.Context, bars_dir: BarsDir = None, as_json: Json = False) -> int:
+    """List the series on this machine."""
+    from ktrdr_client.cli.data_commands import list_series as body
+
+    return body(_session(context, is_json=as_json), bars_dir=bars_dir)
+
+
+@data_app.command(name="check")
+def data_check(
+    context: typer.Context,
+    symbol: Annotated[str | None, typer.Argument(metavar="[SYMBOL]", help="Only this instrument.")] = None,
+    timeframe: Annotated[str | None, typer.Argument(metavar="[TIMEFRAME]", help="Only this timeframe.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", metavar=_FLAG, help="Let a warning fail, too.")] = False,
+    bars_dir: BarsDir = None,
+    as_json: Json = False,
+) -> int:
+    """Look for gaps, duplicates, impossible bars, clock jumps and constant runs."""
+    from ktrdr_client.cli.data_commands import check as body
+
+    return body(_session(context, is_json=as_json), symbol, timeframe, strict=strict, bars_dir=bars_dir)
 
 
 def run(arguments: Sequence[str]) -> int:

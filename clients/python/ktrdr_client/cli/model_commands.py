@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ktrdr_client.cli import formats, json_lines
+from ktrdr_client.cli.evaluation_report import tell_evaluation
 from ktrdr_client.cli.exit_codes import ExitCode
-from ktrdr_client.cli.report import baseline_sentence, features_table, metrics_table
+from ktrdr_client.cli.report import baseline_sentence, metrics_table
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_fields, say_table
 
@@ -63,7 +64,7 @@ async def show(session: CliSession, name: str) -> int:
     session.out.print(metrics_table(model.training_metrics, model.test_metrics))
     session.say("")
     session.say(baseline_sentence(model.test_metrics))
-    if model.feature_importance:
+    if model.evaluation is not None:
         session.say("")
-        session.out.print(features_table(model.feature_importance))
+        tell_evaluation(session, model.evaluation)
     return ExitCode.OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ async def predict(
 ) -> int:
     """Print the decision for each bar of the range.
 
-    The whole history of the bars is used for warm-up, so that the first bar of the range has its decision too.
+    Bars before the range are the warm-up. They begin where those of the training began, so that its test part gets the
+    very answers that the training saw; for a range before that, and for another symbol, with the first bar there is.
     """
     start_date, end_date = parse_day(start, "--start"), parse_day(end, "--end")
     if start_date and end_date and start_date > end_date:
@@ -50,12 +52,18 @@ async def predict(
 
     from ktrdr_core.data.bar_store import DirectoryBarStore
     from ktrdr_core.data.bars import time_text
+    from ktrdr_core.data.symbol_series import load_symbol_bars
     from ktrdr_core.storage.artifact import load_result
 
     metadata = load_result(path)["metadata"]
     symbol = symbol or metadata["symbols"][0]
-    timeframe = metadata["timeframes"][0]
-    bars = DirectoryBarStore(bars_dir or own_bars_dir).load(symbol, timeframe)
+    timeframe, *higher = metadata["timeframes"]
+    store = DirectoryBarStore(bars_dir or own_bars_dir)
+    first_date = date.fromisoformat(metadata["start_date"]) if symbol in metadata["symbols"] else None
+    if first_date is not None and start_date is not None and start_date < first_date:
+        first_date = None
+    symbol_bars = load_symbol_bars(store, symbol, timeframe, higher, first_date)
+    bars = symbol_bars.base
     wanted = bars.between(start_date, end_date).times
     if not len(wanted):
         raise InvalidInputError(
@@ -66,7 +74,7 @@ async def predict(
 
     from ktrdr_core.training.trading_model import TradingModel  # loads torch, so only when it is needed
 
-    predictions = TradingModel.load(path).predict(bars)
+    predictions = TradingModel.load(path).predict(symbol_bars)
     rows = [row for row, time in enumerate(predictions.times) if wanted[0] <= time <= wanted[-1]]
     if start_date is None and end_date is None:
         rows = rows[-DEFAULT_BARS:]
@@ -80,20 +88,27 @@ async def predict(
         _write_json(session, predictions, rows)
         return ExitCode.OK
     session.out.print(Text.assemble((path.name, "bold"), f"  {symbol}  {timeframe}  {len(rows)} bars"))
+    titles = CLASS_NAMES if predictions.returns is None else ("predicted return",)
     say_table(
         session,
-        ("bar (UTC)", "decision", *(name for name in CLASS_NAMES)),
+        ("bar (UTC)", "decision", *titles),
         [
             (
                 time_text(int(predictions.times[row])),
                 CLASS_NAMES[int(predictions.decisions[row])],
-                *(f"{float(each):.3f}" for each in predictions.probabilities[row]),
+                *_answers(predictions, row),
             )
             for row in rows
         ],
         empty="",
     )
     return ExitCode.OK
+
+
+def _answers(predictions: Predictions, row: int) -> tuple[str, ...]:
+    if predictions.returns is not None:
+        return (f"{float(predictions.returns[row]) * 100:+.4f} %",)
+    return tuple(f"{float(each):.3f}" for each in predictions.probabilities[row])
 
 
 def _write_json(session: CliSession, predictions: Predictions, rows: list[int]) -> None:
@@ -107,6 +122,7 @@ def _write_json(session: CliSession, predictions: Predictions, rows: list[int]) 
             "probabilities": {
                 name: float(each) for name, each in zip(CLASS_NAMES, predictions.probabilities[row], strict=True)
             },
+            "predicted_return": None if predictions.returns is None else float(predictions.returns[row]),
         }
         session.write_json(json_lines.line("prediction", values))
 

@@ -8,12 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ktrdr_client.cli import formats
+from ktrdr_client.cli.evaluation_report import leakage_sentence, signals_sentence
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.types import Training
 from ktrdr_core.domain.result import TestMetrics, TrainingMetrics
 from ktrdr_core.domain.states import TrainingState
-
-_MAX_FEATURES = 5
 
 
 def tell_end(session: CliSession, training: Training) -> None:
@@ -50,6 +49,9 @@ def _tell_completed(session: CliSession, training: Training) -> None:
     session.say(baseline_sentence(result.test_metrics))
     if result.training_metrics["best_epoch"]:  # 0: a backend older than the field
         session.say(best_epoch_sentence(result.training_metrics))
+    if result.evaluation is not None:
+        session.say(signals_sentence(result.evaluation["signals"]))
+        session.say(leakage_sentence(result.evaluation["leakage"]))
     for warning in result.warnings:
         session.out.print(Text(f"warning: {warning}", style="yellow"))
     session.say("")
@@ -90,16 +92,6 @@ def baseline_sentence(test: TestMetrics) -> str:
 def best_epoch_sentence(training: TrainingMetrics) -> str:
     """Return which epoch's weights the model has."""
     return f"weights of epoch {training['best_epoch']} of {training['epochs']}, which had the lowest validation loss"
-
-
-def features_table(importance: dict[str, float], *, limit: int = _MAX_FEATURES) -> Table:
-    """Return the most important features first."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    table.add_column("feature")
-    table.add_column("drop of test accuracy", justify="right")
-    for name, value in sorted(importance.items(), key=lambda item: (-item[1], item[0]))[:limit]:
-        table.add_row(name, formats.points(value))
-    return table
 
 
 def store_name(model_path: str) -> str:

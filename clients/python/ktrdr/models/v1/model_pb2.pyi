@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from ktrdr.training.v1 import evaluation_pb2 as _evaluation_pb2
 from ktrdr.training.v1 import training_result_pb2 as _training_result_pb2
 import builtins as _builtins
 import sys
@@ -42,6 +43,7 @@ class Model(_message.Message):
     TEST_METRICS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name in the store, for example "neuro_mean_reversion/EURUSD_1h_v3"."""
     model_id: _builtins.str
@@ -90,6 +92,10 @@ class Model(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that point at it, "latest" among them."""
 
+    @_builtins.property
+    def evaluation(self) -> _evaluation_pb2.Evaluation:
+        """Everything else known of it."""
+
     def __init__(
         self,
         *,
@@ -109,10 +115,11 @@ class Model(_message.Message):
         test_metrics: _training_result_pb2.TestMetrics | None = ...,
         features: _abc.Iterable[_training_result_pb2.FeatureImportance] | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        evaluation: _evaluation_pb2.Evaluation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "test_metrics", b"test_metrics", "training_metrics", b"training_metrics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluation", b"evaluation", "test_metrics", b"test_metrics", "training_metrics", b"training_metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "artifact_digest", b"artifact_digest", "attempt", b"attempt", "create_time", b"create_time", "features", b"features", "files", b"files", "model_id", b"model_id", "name", b"name", "path", b"path", "strategy_name", b"strategy_name", "symbols", b"symbols", "test_metrics", b"test_metrics", "timeframes", b"timeframes", "training_id", b"training_id", "training_metrics", b"training_metrics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "artifact_digest", b"artifact_digest", "attempt", b"attempt", "create_time", b"create_time", "evaluation", b"evaluation", "features", b"features", "files", b"files", "model_id", b"model_id", "name", b"name", "path", b"path", "strategy_name", b"strategy_name", "symbols", b"symbols", "test_metrics", b"test_metrics", "timeframes", b"timeframes", "training_id", b"training_id", "training_metrics", b"training_metrics", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

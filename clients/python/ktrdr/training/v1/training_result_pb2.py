@@ -24,21 +24,22 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from ktrdr.training.v1 import evaluation_pb2 as ktrdr_dot_training_dot_v1_dot_evaluation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'ktrdr/training/v1/training_result.proto\x12\x11ktrdr.training.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x03\n\x0eTrainingResult\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nmodel_path\x18\x02 \x01(\t\x12<\n\x10training_metrics\x18\x03 \x01(\x0b\x32\".ktrdr.training.v1.TrainingMetrics\x12\x34\n\x0ctest_metrics\x18\x04 \x01(\x0b\x32\x1e.ktrdr.training.v1.TestMetrics\x12\x36\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32$.ktrdr.training.v1.FeatureImportance\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rtotal_samples\x18\n \x01(\x03\x12\x18\n\x10training_samples\x18\x0b \x01(\x03\x12\x14\n\x0ctest_samples\x18\x0c \x01(\x03\x12\x17\n\x0f\x61rtifact_digest\x18\r \x01(\t\x12\x10\n\x08warnings\x18\x0e \x03(\t\"\x89\x01\n\x0fTrainingMetrics\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\x05\x12\x12\n\ntrain_loss\x18\x02 \x01(\x01\x12\x16\n\x0etrain_accuracy\x18\x03 \x01(\x01\x12\x10\n\x08val_loss\x18\x04 \x01(\x01\x12\x14\n\x0cval_accuracy\x18\x05 \x01(\x01\x12\x12\n\nbest_epoch\x18\x06 \x01(\x05\"\x86\x01\n\x0bTestMetrics\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\x11\n\tprecision\x18\x03 \x01(\x01\x12\x0e\n\x06recall\x18\x04 \x01(\x01\x12\x10\n\x08\x66\x31_score\x18\x05 \x01(\x01\x12\"\n\x1amajority_baseline_accuracy\x18\x06 \x01(\x01\"5\n\x11\x46\x65\x61tureImportance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nimportance\x18\x02 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'ktrdr/training/v1/training_result.proto\x12\x11ktrdr.training.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"ktrdr/training/v1/evaluation.proto\"\xa2\x04\n\x0eTrainingResult\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nmodel_path\x18\x02 \x01(\t\x12<\n\x10training_metrics\x18\x03 \x01(\x0b\x32\".ktrdr.training.v1.TrainingMetrics\x12\x34\n\x0ctest_metrics\x18\x04 \x01(\x0b\x32\x1e.ktrdr.training.v1.TestMetrics\x12\x36\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32$.ktrdr.training.v1.FeatureImportance\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rtotal_samples\x18\n \x01(\x03\x12\x18\n\x10training_samples\x18\x0b \x01(\x03\x12\x14\n\x0ctest_samples\x18\x0c \x01(\x03\x12\x17\n\x0f\x61rtifact_digest\x18\r \x01(\t\x12\x10\n\x08warnings\x18\x0e \x03(\t\x12\x31\n\nevaluation\x18\x0f \x01(\x0b\x32\x1d.ktrdr.training.v1.Evaluation\"\x89\x01\n\x0fTrainingMetrics\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\x05\x12\x12\n\ntrain_loss\x18\x02 \x01(\x01\x12\x16\n\x0etrain_accuracy\x18\x03 \x01(\x01\x12\x10\n\x08val_loss\x18\x04 \x01(\x01\x12\x14\n\x0cval_accuracy\x18\x05 \x01(\x01\x12\x12\n\nbest_epoch\x18\x06 \x01(\x05\"\x86\x01\n\x0bTestMetrics\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\x11\n\tprecision\x18\x03 \x01(\x01\x12\x0e\n\x06recall\x18\x04 \x01(\x01\x12\x10\n\x08\x66\x31_score\x18\x05 \x01(\x01\x12\"\n\x1amajority_baseline_accuracy\x18\x06 \x01(\x01\"5\n\x11\x46\x65\x61tureImportance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nimportance\x18\x02 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.training.v1.training_result_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRAININGRESULT']._serialized_start=128
-  _globals['_TRAININGRESULT']._serialized_end=623
-  _globals['_TRAININGMETRICS']._serialized_start=626
-  _globals['_TRAININGMETRICS']._serialized_end=763
-  _globals['_TESTMETRICS']._serialized_start=766
-  _globals['_TESTMETRICS']._serialized_end=900
-  _globals['_FEATUREIMPORTANCE']._serialized_start=902
-  _globals['_FEATUREIMPORTANCE']._serialized_end=955
+  _globals['_TRAININGRESULT']._serialized_start=164
+  _globals['_TRAININGRESULT']._serialized_end=710
+  _globals['_TRAININGMETRICS']._serialized_start=713
+  _globals['_TRAININGMETRICS']._serialized_end=850
+  _globals['_TESTMETRICS']._serialized_start=853
+  _globals['_TESTMETRICS']._serialized_end=987
+  _globals['_FEATUREIMPORTANCE']._serialized_start=989
+  _globals['_FEATUREIMPORTANCE']._serialized_end=1042
 # @@protoc_insertion_point(module_scope)

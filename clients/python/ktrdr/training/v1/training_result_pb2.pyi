@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from ktrdr.training.v1 import evaluation_pb2 as _evaluation_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -40,6 +41,7 @@ class TrainingResult(_message.Message):
     TEST_SAMPLES_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Identity of the model, a UUID."""
     model_path: _builtins.str
@@ -82,6 +84,10 @@ class TrainingResult(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Warnings raised while training."""
 
+    @_builtins.property
+    def evaluation(self) -> _evaluation_pb2.Evaluation:
+        """Everything else known of the model."""
+
     def __init__(
         self,
         *,
@@ -99,10 +105,11 @@ class TrainingResult(_message.Message):
         test_samples: _builtins.int = ...,
         artifact_digest: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        evaluation: _evaluation_pb2.Evaluation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "start_time", b"start_time", "test_metrics", b"test_metrics", "training_metrics", b"training_metrics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "evaluation", b"evaluation", "start_time", b"start_time", "test_metrics", b"test_metrics", "training_metrics", b"training_metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "device", b"device", "duration", b"duration", "end_time", b"end_time", "features", b"features", "model_id", b"model_id", "model_path", b"model_path", "start_time", b"start_time", "test_metrics", b"test_metrics", "test_samples", b"test_samples", "total_samples", b"total_samples", "training_metrics", b"training_metrics", "training_samples", b"training_samples", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "device", b"device", "duration", b"duration", "end_time", b"end_time", "evaluation", b"evaluation", "features", b"features", "model_id", b"model_id", "model_path", b"model_path", "start_time", b"start_time", "test_metrics", b"test_metrics", "test_samples", b"test_samples", "total_samples", b"total_samples", "training_metrics", b"training_metrics", "training_samples", b"training_samples", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

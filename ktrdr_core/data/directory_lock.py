@@ -1,4 +1,4 @@
-"""One service per directory of state: two would write the same records."""
+"""One writer per directory: two would write the same records."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ class DirectoryLock:
 
     Args:
         path: File that is locked, in the directory it stands for; both are created if missing.
-        owner: What kind of process holds it, for the message: "backend" or "trainer".
+        owner: What kind of process holds it, for the message: "backend", "trainer" or "import".
+        way_out: What to do where another process has it, for the message.
     """
 
-    def __init__(self, path: Path, *, owner: str) -> None:
+    def __init__(self, path: Path, *, owner: str, way_out: str = "stop it, or choose another --data-dir") -> None:
         self._path = path
         self._owner = owner
+        self._way_out = way_out
         self._fd = -1
 
     def acquire(self) -> None:
@@ -34,9 +36,7 @@ class DirectoryLock:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
-            raise IllegalStateError(
-                f"another {self._owner} uses {self._path.parent}; stop it, or choose another --data-dir"
-            ) from None
+            raise IllegalStateError(f"another {self._owner} uses {self._path.parent}; {self._way_out}") from None
         self._fd = fd
 
     def release(self) -> None:

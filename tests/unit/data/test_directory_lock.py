@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ktrdr_core.data.directory_lock import DirectoryLock
 from ktrdr_core.errors import IllegalStateError
-from ktrdr_core.storage.directory_lock import DirectoryLock
 
 
 def test_a_second_owner_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def fsync_tree(directory: Path) -> None:
     fsync_directory(directory)
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Write `content` beside `path`, fsync, rename over it, fsync the directory."""
     staging = path.with_name(f".{path.name}.{uuid4().hex}")
     try:

@@ -1,0 +1,262 @@
+"""`ktrdr data import`, `list` and `check`: the store of bars on this machine, without a backend."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ktrdr_client.cli import json_lines
+from ktrdr_client.cli.exit_codes import ExitCode
+from ktrdr_client.cli.session import CliSession
+from ktrdr_client.cli.tables import say_fields, say_table
+from ktrdr_core.errors import InvalidBarsError, InvalidInputError, SeriesNotFoundError
+
+if TYPE_CHECKING:
+    from ktrdr_core.data.bar_store import DirectoryBarStore, SeriesInfo
+    from ktrdr_core.data.importer import ImportRequest, StagedImport
+    from ktrdr_core.data.quality import SeriesReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments:
+    """What was typed after `ktrdr data import`; see its help."""
+
+    files: tuple[Path, ...]
+    symbol: str | None
+    timeframe: str
+    timezone: str
+    columns: str | None
+    scale: str | None
+    time_format: str | None
+    repair: bool
+    replace: bool
+    merge: bool
+    yes: bool
+    bars_dir: Path | None
+
+
+def import_files(session: CliSession, arguments: ImportArguments) -> int:
+    """Import files of bars: say what was understood, ask, publish."""
+    from ktrdr_core.data.importer import stage_import
+
+    request = _request(session, arguments)
+    with stage_import(request) as staged:
+        if not session.is_json:
+            _say_understood(session, staged, request)
+        if not arguments.yes and not _is_confirmed(session, request):
+            session.note("nothing was imported")
+            return ExitCode.CANCELLED
+        staged.publish()
+    if session.is_json:
+        session.write_json(
+            json_lines.line(
+                "data_import",
+                {
+                    "bars_dir": str(request.store),
+                    "files": staged.files,
+                    "timezone": staged.timezone,
+                    "repairs": dict(staged.repairs),
+                    "series": staged.series,
+                },
+            )
+        )
+        return ExitCode.OK
+    for series in staged.series:
+        session.say(f"imported {series.symbol} {series.timeframe} into {request.store}: {series.num_bars:,} bars")
+    session.note("look for gaps and worse with: ktrdr data check")
+    return ExitCode.OK
+
+
+def list_series(session: CliSession, *, bars_dir: Path | None) -> int:
+    """List the series of the store; what a CSV file holds is read from it."""
+    store = _store(session, bars_dir)
+    rows = []
+    for info in store.list_series():
+        known, problem = _with_facts(store, info)
+        if session.is_json:
+            session.write_json(
+                json_lines.line(
+                    "series",
+                    {
+                        "symbol": known.symbol,
+                        "timeframe": known.timeframe,
+                        "file_format": known.file_format,
+                        "num_bars": known.num_bars,
+                        "first_day": known.first_day,
+                        "last_day": known.last_day,
+                        "error": problem,
+                    },
+                )
+            )
+        num_bars = "-" if known.num_bars is None else f"{known.num_bars:,}"
+        days = ("-" if day is None else day.isoformat() for day in (known.first_day, known.last_day))
+        rows.append((known.symbol, known.timeframe, known.file_format, num_bars, *days, problem))
+    if not session.is_json:
+        directory = bars_dir or session.settings.bars_dir
+        say_table(
+            session,
+            ("symbol", "timeframe", "format", "bars", "first (UTC)", "last (UTC)", ""),
+            rows,
+            empty=f"no bars in {directory}; import some with: ktrdr data import FILE --symbol SYMBOL --timeframe 1h",
+        )
+    return ExitCode.OK
+
+
+def check(
+    session: CliSession, symbol: str | None, timeframe: str | None, *, strict: bool, bars_dir: Path | None
+) -> int:
+    """Check series; an error, or with `strict` a warning, fails."""
+    from ktrdr_core.data.quality import check_stored_series
+
+    store = _store(session, bars_dir)
+    if symbol is not None and timeframe is not None:
+        wanted = [(symbol, timeframe)]
+    else:
+        found = [(info.symbol, info.timeframe) for info in store.list_series() if symbol in (None, info.symbol)]
+        wanted = list(dict.fromkeys(found))
+    if not wanted:
+        raise SeriesNotFoundError(
+            f"no bars {f'of {symbol} ' if symbol else ''}in {bars_dir or session.settings.bars_dir}; `ktrdr data list` "
+            "names those there are"
+        )
+    has_failed = False
+    for each in wanted:
+        report = check_stored_series(store, *each)
+        has_failed |= bool(report.num_errors or (strict and report.num_warnings))
+        if session.is_json:
+            values = {
+                "symbol": report.symbol,
+                "timeframe": report.timeframe,
+                "file_format": report.file_format,
+                "num_bars": report.num_bars,
+                "first_time": report.first_time or None,
+                "last_time": report.last_time or None,
+                "num_usual_closures": report.num_usual_closures,
+                "clock": report.clock or None,
+                "num_errors": report.num_errors,
+                "num_warnings": report.num_warnings,
+                "findings": report.findings,
+            }
+            session.write_json(json_lines.line("data_check", values))
+        else:
+            _say_report(session, report)
+    return ExitCode.FAILED if has_failed else ExitCode.OK
+
+
+def _request(session: CliSession, arguments: ImportArguments) -> ImportRequest:
+    from ktrdr_core.data.column_roles import parse_columns, parse_scale
+    from ktrdr_core.data.importer import IfExists, ImportRequest
+    from ktrdr_core.data.time_formats import parse_time_format
+
+    if arguments.replace and arguments.merge:
+        raise InvalidInputError("--replace and --merge exclude each other; give one", field="--replace")
+    if_exists = IfExists.REPLACE if arguments.replace else IfExists.MERGE if arguments.merge else IfExists.REFUSE
+    return ImportRequest(
+        files=tuple(path.expanduser() for path in arguments.files),
+        store=_directory(session, arguments.bars_dir),
+        symbol=arguments.symbol,
+        timeframe=arguments.timeframe,
+        timezone=arguments.timezone,
+        columns=parse_columns(arguments.columns) if arguments.columns is not None else {},
+        scale=parse_scale(arguments.scale) if arguments.scale is not None else {},
+        time_format=parse_time_format(arguments.time_format) if arguments.time_format is not None else None,
+        is_repair=arguments.repair,
+        if_exists=if_exists,
+    )
+
+
+def _say_understood(session: CliSession, staged: StagedImport, request: ImportRequest) -> None:
+    for file in staged.files:
+        columns = ", ".join(f"{role} {name}" for role, name in file.columns.items() if name is not None)
+        say_fields(
+            session,
+            {
+                "file": file.path,
+                "format": file.layout,
+                "columns": columns,
+                "rows": f"{file.num_rows:,}",
+                "note": "; ".join(file.notes),
+            },
+        )
+    if staged.timezone:
+        session.say(f"times have no zone of their own and are taken as {staged.timezone} (--timezone)")
+    if request.scale:
+        session.say("scaled: " + ", ".join(f"{name} x {factor:g}" for name, factor in request.scale.items()))
+    for repair, count in staged.repairs.items():
+        session.say(f"repaired: {count:,} {repair}")
+    for series in staged.series:
+        for repair, count in series.repairs.items():
+            session.say(f"repaired {series.symbol}: {count:,} {repair}")
+    say_table(
+        session,
+        ("series", "bars", "stored before", "first bar (UTC)", "last bar (UTC)", "usual step"),
+        [
+            (
+                f"{series.symbol} {series.timeframe}",
+                f"{series.num_bars:,}",
+                f"{series.num_stored_before:,}",
+                series.first_time,
+                series.last_time,
+                series.usual_step,
+            )
+            for series in staged.series
+        ],
+        empty="",
+    )
+
+
+def _is_confirmed(session: CliSession, request: ImportRequest) -> bool:
+    if not sys.stdin.isatty():
+        raise InvalidInputError(
+            "nothing was imported: there is no terminal to confirm on; look at what was understood and add --yes",
+            field="--yes",
+        )
+    return typer.confirm(f"Import into {request.store}?", err=session.is_json)
+
+
+def _with_facts(store: DirectoryBarStore, info: SeriesInfo) -> tuple[SeriesInfo, str]:
+    """Return a series with its number of bars and days, or with what is wrong with it."""
+    from ktrdr_core.data.bar_store import SeriesInfo
+
+    if info.num_bars is not None:
+        return info, ""
+    try:
+        bars = store.load(info.symbol, info.timeframe)
+    except InvalidBarsError as error:
+        return info, error.message
+    return SeriesInfo(info.symbol, info.timeframe, info.file_format, len(bars), bars.first_day, bars.last_day), ""
+
+
+def _say_report(session: CliSession, report: SeriesReport) -> None:
+    from rich.text import Text
+
+    title = f"{report.symbol} {report.timeframe}"
+    if report.num_bars:
+        closures = f", {report.num_usual_closures:,} usual closures" if report.num_usual_closures else ""
+        title += f": {report.num_bars:,} bars, {report.first_time} to {report.last_time}{closures}"
+    session.out.print(Text(title, style="bold"))
+    if not report.findings:
+        session.say("  nothing found")
+    for finding in report.findings:
+        style = "red" if finding.severity == "error" else "yellow"
+        session.out.print(
+            Text.assemble(
+                "  ", (finding.severity.value, style), f"  {finding.kind}: {finding.count:,}  ", (finding.rule, "dim")
+            )
+        )
+        for example in finding.examples:
+            session.say(f"    {example}")
+
+
+def _store(session: CliSession, bars_dir: Path | None) -> DirectoryBarStore:
+    from ktrdr_core.data.bar_store import DirectoryBarStore
+
+    return DirectoryBarStore(_directory(session, bars_dir))
+
+
+def _directory(session: CliSession, bars_dir: Path | None) -> Path:
+    return bars_dir.expanduser().absolute() if bars_dir is not None else session.settings.bars_dir
