@@ -22,12 +22,14 @@ setup: $(READY) ## Create the virtual environment with the pinned dependencies
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found; install it or run: make PYTHON=/path/to/python"; exit 2; }
-	@echo "set-up 1/3: virtual environment in $(VENV) with $$($(PYTHON) --version)"
+	@echo "set-up 1/4: virtual environment in $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "set-up 2/3: pinned dependencies (the largest is torch; some minutes on a slow line)"
+	@echo "set-up 2/4: pinned dependencies (the largest is torch; some minutes on a slow line)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@echo "set-up 3/3: checking that they fit together"
+	@echo "set-up 3/4: checking that they fit together"
 	@$(BIN)/python -m pip check --disable-pip-version-check
+	@echo "set-up 4/4: compiling the training kernels (once; some ten seconds)"
+	@$(BIN)/python -c 'from ktrdr_core.training.stack_engine import warm_up; warm_up()'
 	@touch $@
 
 demo: export KTRDR_EMBEDDED_IDLE_S ?= 10
@@ -56,7 +58,7 @@ quality: $(READY) proto-check ## Check format, lint, types, imports, protos
 	@echo "quality: format";  $(BIN)/ruff format --check --quiet .
 	@echo "quality: lint";    $(BIN)/ruff check --quiet .
 	@echo "quality: types";   $(BIN)/mypy
-	@echo "quality: imports"; $(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+	@echo "quality: imports"; $(BIN)/lint-imports
 
 check: quality test ## Run everything CI runs
 

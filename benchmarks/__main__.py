@@ -13,7 +13,15 @@ from rich.table import Table
 
 from benchmarks.report import BenchRow
 
-BENCHMARKS = ("training_speed", "importance", "cancel_latency", "progress_latency", "service_overhead", "service_start")
+BENCHMARKS = (
+    "feature_path",
+    "training_speed",
+    "importance",
+    "cancel_latency",
+    "progress_latency",
+    "service_overhead",
+    "service_start",
+)
 _WIDTH_OF_A_FILE = 160
 
 

@@ -77,7 +77,7 @@ class ModelTrainer:
         hyperparameters: What the loop obeys.
         device: Where it runs.
         progress_callback: Told of each epoch and of every N batches of the first lane; its exceptions are logged and
-            training goes on. While the first lane rests and others go on, there is nothing to tell.
+            training goes on. While the first lane rests and others go on, it hears their batches with its last metrics.
         cancellation_token: Asked at each epoch, at each batch and before each callback.
         clock: Monotonic seconds.
         engine_builder: Chooses the engine.
@@ -215,14 +215,15 @@ class ModelTrainer:
         num_batches, step = loop.begin_epoch(), loop.engine.step
         rates = loop.rates()
         is_cancelled = self._token.is_cancelled if self._token is not None else _never
-        reported_batches = loop.lanes[0].num_batches if self._callback is not None else 0
+        first = loop.lanes[0]
+        reported_batches = 0 if self._callback is None else num_batches if first.is_over else first.num_batches
         while loop.batches_done < num_batches:
             if is_cancelled():
                 raise_if_cancelled(self._token)
             step(rates)
             loop.batches_done += 1
             if loop.batches_done < reported_batches and stride.count_batch():
-                self._report_batch(loop, stride.mark_update())
+                self._report_batch(loop, reported_batches, stride.mark_update())
 
     def _finish_epoch(self, loop: LoopState) -> tuple[int, EpochMetrics | None]:
         """Judge and keep the epoch; return the first lane's number of batches and its metrics, None if it rested."""
@@ -282,17 +283,20 @@ class ModelTrainer:
             )
         return tuple(results)
 
-    def _report_batch(self, loop: LoopState, batch_time: float) -> None:
+    def _report_batch(self, loop: LoopState, num_batches: int, batch_time: float) -> None:
         lane = loop.lanes[0]
-        train_loss, train_accuracy = lane.means(loop.engine, 0, loop.epoch)
         last = lane.history[-1] if lane.history else None
+        if lane.is_over and last is not None:
+            train_loss, train_accuracy = last["train_loss"], last["train_accuracy"]
+        else:
+            train_loss, train_accuracy = lane.means(loop.engine, 0, loop.epoch)
         metrics: dict[str, Any] = {
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             **{name: last[name] if last else None for name in _VALIDATION_METRICS},
             "learning_rate": lane.schedule.rate(loop.epoch),
         }
-        self._report("batch", loop.epoch, loop.batches_done, lane.num_batches, metrics, batch_time)
+        self._report("batch", loop.epoch, loop.batches_done, num_batches, metrics, batch_time)
 
     def _report(
         self, progress_type: str, epoch: int, batch: int, num_batches: int, metrics: dict[str, Any], batch_time: float

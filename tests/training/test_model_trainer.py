@@ -438,13 +438,19 @@ def test_windows_of_several_symbols_are_learned(kind: str) -> None:
     assert trained.history[-1]["train_accuracy"] > trained.history[0]["train_accuracy"] + 0.15
 
 
-def test_nothing_is_told_while_the_first_lane_rests_and_others_go_on() -> None:
+def test_resting_first_lane_hears_the_batches_of_the_others_with_its_own_last_metrics() -> None:
     settings: dict[str, Any] = {"epochs": 8, "early_stopping": {"patience": 1, "min_delta": 1e-6}}
-    lanes = lanes_of([64, 64, 64], **settings)
+    lanes = lanes_of([64, 320, 320], **settings)
     # With nothing to learn from its rate the first lane stops after the second epoch.
     lanes[0] = replace(lanes[0], hyperparameters=replace(lanes[0].hyperparameters, learning_rate=1e-12))
     seen: list[dict[str, Any]] = []
     first, *others = make_trainer(recorder(seen), seed=0, **settings).train_lanes(lanes)
     assert first.early_stop_epoch == 2
     assert max(len(trained.history) for trained in others) > 2
-    assert {metrics["epoch"] for metrics in seen} == {1, 2}
+    assert [metrics["epoch"] for metrics in seen if metrics["progress_type"] == "epoch"] == [1, 2]
+    resting = [metrics for metrics in seen if metrics["epoch"] > 2]
+    assert resting
+    for metrics in resting:
+        assert metrics["progress_type"] == "batch"
+        assert 0 < metrics["batch"] < metrics["total_batches_per_epoch"] == 20
+        assert metrics["train_loss"] == first.history[-1]["train_loss"]
