@@ -108,7 +108,7 @@ def fisher_transform(high: FloatArray, low: FloatArray, period: int = 10) -> tup
 
 
 _FADE = 0.67
-_BLOCK = 1_024
+_BLOCK = 256
 # The state before a block is below the last bit after so many bars: 0.67 ** 256 = 3e-45.
 _NUM_BARS_TO_FORGET = 256
 

@@ -91,7 +91,7 @@ def baseline_sentence(test: TestMetrics) -> str:
 
 def best_epoch_sentence(training: TrainingMetrics) -> str:
     """Return which epoch's weights the model has."""
-    return f"weights of epoch {training['best_epoch']} of {training['epochs']}, which had the lowest validation loss"
+    return f"weights of epoch {training['best_epoch']} of {training['epochs']}, the best on the validation part"
 
 
 def store_name(model_path: str) -> str:

@@ -117,7 +117,7 @@ Global___TrainingResult: _TypeAlias = TrainingResult  # noqa: Y015
 
 @_typing.final
 class TrainingMetrics(_message.Message):
-    """Metrics of the epoch whose weights are the model's: the one with the lowest validation loss."""
+    """Metrics of the epoch whose weights are the model's: the best on the validation part."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
