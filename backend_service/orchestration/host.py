@@ -31,6 +31,7 @@ from ktrdr_core.errors import (
     UnreachableError,
 )
 from ktrdr_core.logging import get_logger
+from ktrdr_core.rpc.channel import ACCEPT_TIMEOUT_S
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.wire.from_proto import event_from_proto
 from ktrdr_core.wire.to_proto import spec_to_proto
@@ -162,7 +163,7 @@ class HostRunner:
         deadline = time.monotonic() + self._trainer_lost_s
         while True:
             try:
-                await self._trainers.stub(address).Train(request, timeout=UNARY_TIMEOUT_S)
+                await self._trainers.stub(address).Train(request, timeout=ACCEPT_TIMEOUT_S)
                 return None
             except grpc.aio.AioRpcError as rpc_error:
                 error = from_rpc_error(rpc_error)

@@ -20,8 +20,8 @@ from ktrdr_core.wire.to_proto import (
 )
 
 
-def training_to_proto(snapshot: TrainingSnapshot) -> training_pb2.Training:
-    """Return a training as it is now."""
+def training_to_proto(snapshot: TrainingSnapshot, *, with_evaluation: bool = True) -> training_pb2.Training:
+    """Return a training as it is now; lists do without the evaluation of its result."""
     row, summary = snapshot.row, snapshot.summary
     usage = snapshot.resource_usage
     return training_pb2.Training(
@@ -35,7 +35,7 @@ def training_to_proto(snapshot: TrainingSnapshot) -> training_pb2.Training:
         end_time=time_to_proto(row.end_time) if row.end_time else None,
         progress=summary_to_proto(summary),
         error=error_to_proto(summary),
-        result=result_to_proto(row.result) if row.result else None,
+        result=result_to_proto(row.result, with_evaluation=with_evaluation) if row.result else None,
         placement=None
         if row.placement is None
         else training_pb2.Placement(

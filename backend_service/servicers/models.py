@@ -48,7 +48,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         page: list[model_pb2.Model] = []
         size_bytes = 0
         for model in models[skipped : skipped + size]:
-            message = model_to_proto(model)
+            message = model_to_proto(model, with_evaluation=False)
             size_bytes += message.ByteSize()
             if page and size_bytes > MAX_PAGE_BYTES:
                 break

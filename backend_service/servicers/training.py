@@ -89,7 +89,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             strategy_name=request.strategy_name,
         )
         return pb.ListTrainingsResponse(
-            trainings=[training_to_proto(snapshot) for snapshot in page.snapshots],
+            trainings=[training_to_proto(snapshot, with_evaluation=False) for snapshot in page.snapshots],
             next_page_token=page.next_page_token,
         )
 

@@ -29,7 +29,7 @@ CLOSE_LIMIT_S = 10.0
 """A closing engine waits this long for killed workers to be gone."""
 _MAX_PENDING_EVENTS = 10_000
 _PIPE_BUFFER_BYTES = 64 * 1024
-_PIPE_DRAIN_LIMIT_S = 1.0
+_PIPE_DRAIN_LIMIT_S = 10.0
 _TAIL_BYTES, _TAIL_LINES, _TAIL_LINE_CHARS = 16 * 1024, 3, 200
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ktrdr_core.config.strategy import StrategyConfig
+from ktrdr_core.errors import InvalidStrategyError
 from ktrdr_core.features.price_context import PRICE_CONTEXT_NAMES
 from ktrdr_core.fuzzy.timeframe_sets import NamedSet, timeframe_sets
 
 PRICE = "price"
 SYMBOL = "symbol"
+# A result names each of them with its importance, and has to fit into one message of 4 MiB.
+MAX_COLUMNS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,9 @@ def build_layout(strategy: StrategyConfig) -> FeatureLayout:
     """Return the columns of a strategy.
 
     A recurrent model has no lagged columns: it sees the bars before through its window.
+
+    Raises:
+        InvalidStrategyError: There are more than MAX_COLUMNS.
     """
     base = strategy.base_timeframe
     config = strategy.model.features
@@ -88,6 +94,13 @@ def build_layout(strategy: StrategyConfig) -> FeatureLayout:
         if config.include_raw_indicators
     }
     symbols = strategy.symbols if strategy.model.symbol_embedding_dim > 0 else ()
+    num_columns = sum(map(len, sets.values())) * (num_lags + 1) + len(raw) + len(symbols)
+    if num_columns > MAX_COLUMNS:
+        raise InvalidStrategyError(
+            f"the strategy makes {num_columns:,} features with lookback_periods {num_lags}, and at most {MAX_COLUMNS:,} "
+            "are allowed; lower it, or use fewer fuzzy sets, or a recurrent model, whose window adds no features",
+            field="model.features.lookback_periods",
+        )
     columns = [
         FeatureColumn(
             f"{named.values}.{named.name}{_suffix(timeframe, base)}{f'.lag_{lag}' if lag else ''}",

@@ -18,6 +18,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
+# The answer to a trainer's Train: its first worker starts once the fork server is warm, which takes 3 s, and a minute
+# where the kernels are compiled first or the machine is busy. A peer that is gone is noticed by the pings long before.
+ACCEPT_TIMEOUT_S = 120.0
+
 
 def open_channel(address: str) -> grpc.aio.Channel:
     """Return a channel to `host:port`; use it as an async context manager, or close it.

@@ -30,6 +30,7 @@ from ktrdr_core.datasets.series_features import feature_warm_up_bars
 from ktrdr_core.datasets.split import check_part_sizes
 from ktrdr_core.domain.spec import DataMode, TrainingSpec
 from ktrdr_core.errors import InvalidSpecError, TooFewBarsError, UnsupportedError
+from ktrdr_core.features.layout import build_layout
 from ktrdr_core.labels.registry import label_horizon
 from ktrdr_core.training.series_override import with_series
 
@@ -102,6 +103,7 @@ def prepare_strategy(spec: TrainingSpec, *, source: str = "strategy") -> tuple[S
         UnsupportedError: A data mode that is not built.
     """
     strategy = _apply_overrides(parse_strategy(spec.strategy_yaml, source=source), spec)
+    build_layout(strategy)
     if spec.data_mode is DataMode.IB:
         raise UnsupportedError("data mode 'ib' is not built yet; use local or csv", field="spec.data_mode")
     return strategy, _executor_config(strategy, spec)

@@ -228,8 +228,8 @@ def error_to_proto(summary: ProgressSummary) -> training_pb2.TrainingError | Non
     return training_pb2.TrainingError(reason=summary.error_reason, message=summary.message)
 
 
-def result_to_proto(result: TrainingResult) -> training_result_pb2.TrainingResult:
-    """Return the message of a result."""
+def result_to_proto(result: TrainingResult, *, with_evaluation: bool = True) -> training_result_pb2.TrainingResult:
+    """Return the message of a result; lists do without the evaluation."""
     metadata = result["metadata"]
     return training_result_pb2.TrainingResult(
         model_id=result["model_id"],
@@ -246,12 +246,12 @@ def result_to_proto(result: TrainingResult) -> training_result_pb2.TrainingResul
         test_samples=metadata["test_samples"],
         artifact_digest=result["artifact_digest"],
         warnings=result.get("warnings", ()),
-        evaluation=evaluation_to_proto(result["evaluation"]),
+        evaluation=evaluation_to_proto(result["evaluation"]) if with_evaluation else None,
     )
 
 
-def model_to_proto(model: StoredModel) -> model_pb2.Model:
-    """Return the message of a stored version."""
+def model_to_proto(model: StoredModel, *, with_evaluation: bool = True) -> model_pb2.Model:
+    """Return the message of a stored version; lists do without the evaluation, which is by far its largest part."""
     return model_pb2.Model(
         name=model.name,
         model_id=model.result["model_id"],
@@ -272,7 +272,7 @@ def model_to_proto(model: StoredModel) -> model_pb2.Model:
         test_metrics=_test_metrics_to_proto(model.result["test_metrics"]),
         features=_features_to_proto(model.result),
         aliases=model.aliases,
-        evaluation=evaluation_to_proto(model.result["evaluation"]),
+        evaluation=evaluation_to_proto(model.result["evaluation"]) if with_evaluation else None,
     )
 
 

@@ -86,7 +86,7 @@ class AsyncTrainerClient:
             upload_target=upload_target,
         )
         response = await call_unary(
-            self._stub.Train, request, timeout_s=max(self._timeout_s, 30.0), retry_for_s=self._retry_for_s
+            self._stub.Train, request, timeout_s=max(self._timeout_s, ACCEPT_TIMEOUT_S), retry_for_s=self._retry_for_s
         )
         return decode.session(response.session)
 

@@ -188,6 +188,15 @@ def test_longer_timeframe_without_bars_is_resampled() -> None:
     assert result.strategy.base_timeframe == "1h"
 
 
+def test_more_features_than_a_result_can_name_are_refused() -> None:
+    many = {f"set_{n}": {"type": "triangular", "parameters": [n, n + 20, n + 40]} for n in range(8)}
+    wide = {"fuzzy_sets.rsi": many, "model.features.lookback_periods": 1_000}
+    with pytest.raises(InvalidStrategyError, match="makes 10,010 features with lookback_periods 1000") as caught:
+        prepare_strategy(TrainingSpec(strategy_yaml=strategy_text(**wide)))
+    assert caught.value.violations[0].field == "model.features.lookback_periods"
+    assert prepare_strategy(TrainingSpec(strategy_yaml=strategy_text(**wide | {"model.type": "lstm"})))
+
+
 def test_folds_need_enough_rows_too() -> None:
     days: dict[str, Any] = {"start_date": date(2017, 3, 1), "end_date": date(2017, 4, 30)}
     folds = {"method": "walk_forward", "folds": 40}

@@ -94,7 +94,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
-        """Everything else known of it."""
+        """Everything else known of it; unset in lists."""
 
     def __init__(
         self,

@@ -86,7 +86,7 @@ class TrainingResult(_message.Message):
 
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
-        """Everything else known of the model."""
+        """Everything else known of the model; unset in lists."""
 
     def __init__(
         self,
