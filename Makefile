@@ -43,10 +43,11 @@ demo: $(READY) ## Train the shipped strategy on the shipped bars through a backe
 
 test: $(READY) ## Run every test
 	@echo "test: unit, rpc, training, contracts, integration, architecture, e2e"
-	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests
+	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -n 2 tests/unit
+	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests --ignore=tests/unit
 
 test-unit: $(READY) ## Run the unit tests (seconds)
-	@$(BIN)/python -m pytest -q tests/unit
+	@$(BIN)/python -m pytest -q -n 2 tests/unit
 
 test-integration: $(READY) ## Run the tests with real servers and processes
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/contracts tests/rpc

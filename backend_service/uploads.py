@@ -43,7 +43,7 @@ T = TypeVar("T")
 _log = get_logger(__name__)
 
 STALE_AFTER_S = 3 * 86_400.0
-CATCH_UP_S = 3.0
+CATCH_UP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,6 +118,8 @@ def _read_yaml(text: str, source: str) -> Any:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = error.problem or error.context or "cannot be read"
         raise _refuse(f"no valid YAML: {problem}{where}", source) from error
+    except InvalidStrategyError:  # a ValueError too
+        raise
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # unprintable characters, impossible dates and numbers
         raise _refuse(f"no valid YAML: {' '.join(str(error).split())[:200]}", source) from error
 

@@ -582,8 +582,8 @@ class LabelsConfig(Section):
     source: Literal["zigzag", "zigzag_segments", "triple_barrier", "forward_return"] = "zigzag"
     label_lookahead: Annotated[int, Field(strict=True, ge=1, le=10_000)]
     zigzag_threshold: Share | None = None
-    profit_barrier: PositiveNumber | None = None
-    loss_barrier: PositiveNumber | None = None
+    profit_barrier: Annotated[float, Field(strict=True, gt=0, le=1_000, allow_inf_nan=False)] | None = None
+    loss_barrier: Annotated[float, Field(strict=True, gt=0, le=1_000, allow_inf_nan=False)] | None = None
     volatility_period: Annotated[int, Field(strict=True, ge=2, le=10_000)] | None = None
     buy_threshold: Share | None = None
     sell_threshold: Share | None = None
@@ -592,12 +592,14 @@ class LabelsConfig(Section):
     @model_validator(mode="after")
     def _keys_of_source(self) -> Self:
         needed, optional = _LABEL_KEYS[self.source]
+        for key in needed:
+            if getattr(self, key) is None:
+                shown = {"source": self.source, "needed": " and ".join(needed), "key": key}
+                raise PydanticCustomError(f"at:{key}", "labels from {source} need {needed}; {key} is missing", shown)
         for key in (key for keys in _LABEL_KEYS.values() for group in keys for key in group):
-            shown = {"key": key, "source": self.source}
-            if key in needed and getattr(self, key) is None:
-                raise PydanticCustomError(f"at:{key}", "labels from {source} need {key}", shown)
             if key not in (*needed, *optional) and getattr(self, key) is not None:
-                raise PydanticCustomError(f"at:{key}", "labels from {source} take no {key}", shown)
+                shown = {"source": self.source, "key": key}
+                raise PydanticCustomError(f"at:{key}", "labels from {source} take no {key}; remove it", shown)
         if self.volatility_period is None and max(self.profit_barrier or 0, self.loss_barrier or 0) >= 1:
             raise PydanticCustomError(
                 "at:profit_barrier", "barriers without volatility_period are fractions below 1", {"source": self.source}

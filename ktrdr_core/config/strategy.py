@@ -127,8 +127,9 @@ class StrategyConfig(Header):
                     f"at:{key}", "{key} and another key both name the values {target}", {"key": key, "target": target}
                 )
             keyed[target] = sets
+        used = {key.partition("@")[0] for key in keyed}
         for indicator in indicators:
-            if not any(key.partition("@")[0] in indicator.outputs for key in keyed):
+            if used.isdisjoint(indicator.outputs):
                 raise PydanticCustomError(
                     "unused",
                     "indicator {id} has no fuzzy sets and would have no effect; add fuzzy_sets.{id} or remove it",
@@ -158,8 +159,8 @@ class StrategyConfig(Header):
             if value is not None and choices is not None and value not in choices:
                 raise PydanticCustomError(
                     f"at:{path}",
-                    "with decisions.output_format {output} it must be one of {choices}, was {value}",
-                    {"output": output, "choices": ", ".join(choices), "value": value},
+                    "{path} must be one of {choices} with decisions.output_format {output}, was {value}",
+                    {"path": path, "output": output, "choices": ", ".join(choices), "value": value},
                 )
         if self.is_regression and self.decisions.filters.min_separation:
             raise PydanticCustomError(
@@ -209,14 +210,17 @@ def _find_values(key: str, wanted: str, indicators: list[IndicatorConfig]) -> tu
     """Return the indicator and the name of its values that `wanted` means."""
     name, _, output = wanted.partition(".")
     for indicator in indicators:
+        if name != indicator.feature_id:  # which has no dot, and begins the name of each of its outputs
+            continue
         if wanted in indicator.outputs:
             return indicator, wanted
-        if name == indicator.feature_id and output == SIGNATURES[indicator.name].primary.name:
+        if output == SIGNATURES[indicator.name].primary.name:
             return indicator, name
+    canonical = _canonical(name)
     candidates = [
         (indicator, values)
         for indicator in indicators
-        if indicator.name == _canonical(name)
+        if indicator.name == canonical
         for is_primary in [output in ("", SIGNATURES[indicator.name].primary.name)]
         for values in [indicator.feature_id if is_primary else f"{indicator.feature_id}.{output}"]
         if values in indicator.outputs

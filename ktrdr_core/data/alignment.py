@@ -15,6 +15,11 @@ from ktrdr_core.errors import InvalidInputError
 # 1970-01-01 was a Thursday; weeks begin on Mondays.
 _FIRST_MONDAY_DAYS = 4
 
+# Below, two random walks might agree better at another time by chance.
+MIN_COMPARED_BARS = 30
+_MOST_COMPARED_BARS = 2_000
+_CLEARLY_LESS = 0.5
+
 
 def close_times(bars: Bars) -> IntArray:
     """Return when each bar has closed: open time plus duration, ns since 1970 UTC, shape (T,), int64."""
@@ -42,6 +47,39 @@ def num_closed(higher: Bars, base: Bars, stop: int) -> int:
         return 0
     last = min(stop, len(base)) - 1
     return int(np.searchsorted(close_times(higher), close_times(base.rows(slice(last, last + 1)))[0], side="right"))
+
+
+def early_by(base: Bars, higher: Bars) -> int:
+    """Return by how many base bars longer bars know the future, 0 if nothing says so.
+
+    A longer bar whose time is too early (a day from 22:00 to 22:00 that is dated 00:00 of the day it began in, a bar of
+    another zone) shows a price before there is one, and nothing in its own series tells. But its close is then that of
+    a base bar that closes later than it says: the closes of both are compared at the times they claim, and at later
+    ones. Series of different origin, whose closes differ for other reasons, differ no less there.
+
+    Args:
+        base: Base bars.
+        higher: Bars of another length of the same symbol.
+
+    Returns:
+        Base bars from the last one that a longer bar may know to the one whose close it has, to within a tenth; 0 if
+        fewer than MIN_COMPARED_BARS longer bars can be compared.
+    """
+    now_H = np.searchsorted(close_times(base), close_times(higher), side="right") - 1
+    num_shifts = -(-Timeframe.parse(higher.timeframe).duration_ns // Timeframe.parse(base.timeframe).duration_ns)
+    compared = np.flatnonzero((now_H >= 0) & (now_H + num_shifts < len(base)))
+    if len(compared) < MIN_COMPARED_BARS:
+        return 0
+    compared = compared[:: -(-len(compared) // _MOST_COMPARED_BARS)]
+    now_C, close_C = now_H[compared], higher.close[compared]
+    least = _CLEARLY_LESS * float(np.median(np.abs(base.close[now_C] - close_C)))
+    found, shift = 0, 1
+    while shift <= num_shifts:
+        difference = float(np.median(np.abs(base.close[now_C + shift] - close_C)))
+        if difference < least:
+            found, least = shift, difference
+        shift += max(shift // 10, 1)
+    return found
 
 
 def resample(bars: Bars, timeframe: str) -> Bars:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 
-from ktrdr_core.data.alignment import resample
+from ktrdr_core.data.alignment import early_by, resample
 from ktrdr_core.data.bar_store import BarStore
 from ktrdr_core.data.bars import Bars, time_text
 from ktrdr_core.data.symbol_bars import SymbolBars
@@ -32,7 +32,7 @@ def load_symbol_bars(
         SeriesNotFoundError: There are no bars of the base timeframe.
         TooFewBarsError: (a ValueError) None are left between the dates.
         InvalidBarsError: (a ValueError) Bars break a rule of the data, or those of a longer timeframe end long before
-            the base bars.
+            the base bars or have times that are too early.
         InvalidInputError: (a ValueError) A timeframe is no whole multiple of the base.
     """
     base = bar_store.load(symbol, base_timeframe, start_date, end_date)
@@ -46,6 +46,7 @@ def load_symbol_bars(
         if timeframe in stored:
             bars = bar_store.load(symbol, timeframe, start_date, end_date)
             _check_reach(bars, base)
+            _check_times(bars, base)
         else:
             bars = resample(base, timeframe)
         higher.append(bars)
@@ -62,5 +63,17 @@ def _check_reach(bars: Bars, base: Bars) -> None:
         raise InvalidBarsError(
             f"{bars.symbol} {bars.timeframe} ends {ends}, {base.timeframe} goes on to {time_text(base_end_ns)}; import "
             f"the missing {bars.timeframe} bars, or remove that series and it is resampled from {base.timeframe}",
+            field="bars",
+        )
+
+
+def _check_times(bars: Bars, base: Bars) -> None:
+    """Refuse longer bars that would show rows a close before it is one."""
+    num_bars = early_by(base, bars)
+    if num_bars:
+        raise InvalidBarsError(
+            f"{bars.symbol} {bars.timeframe} sees the future: its bars have the closes of {base.timeframe} bars about "
+            f"{num_bars} later than their times say; a time must be when the bar opens, so import {bars.timeframe} "
+            f"again with the right --timezone, or remove that series and it is resampled from {base.timeframe}",
             field="bars",
         )

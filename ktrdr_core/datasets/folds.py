@@ -195,4 +195,4 @@ def _require_fold(
 ) -> None:
     embargo_bars = max(shares.embargo_bars, validation.embargo_bars)
     name = f"fold {number} of {validation.folds} ({validation.method}): {subject}"
-    require_rows(parts, num_bars, embargo_bars, horizon_bars, name)
+    require_rows(parts, num_bars, embargo_bars, horizon_bars, name, or_else=", or fewer folds")

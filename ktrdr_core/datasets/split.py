@@ -15,13 +15,13 @@ Source: M. Lopez de Prado, Advances in Financial Machine Learning, 2018, section
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ktrdr_core.config.strategy import DataSplitConfig
-from ktrdr_core.data.bars import IntArray
+from ktrdr_core.data.bars import Bars, IntArray, day_of
 from ktrdr_core.datasets.dataset import DatasetPart, DataSplit, SeriesRows
 from ktrdr_core.datasets.rows import Rows
 from ktrdr_core.errors import TooFewBarsError
@@ -31,6 +31,8 @@ from ktrdr_core.labels.labels import NO_LABEL, Labels
 
 PART_NAMES = ("train", "validation", "test")
 MIN_PART_ROWS = 10
+# Symbols of one range differ by their gaps; beyond this share of the training rows people are told.
+MAX_OVERLAP_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +106,20 @@ def check_part_sizes(num_bars: int, num_rows: int, shares: DataSplitConfig, hori
     require_rows(split_series(rows, rows + horizon_bars, shares), num_bars, shares.embargo_bars, horizon_bars, subject)
 
 
-def require_rows(parts: PartRows, num_bars: int, embargo_bars: int, horizon_bars: int, subject: str) -> None:
-    """Refuse a part of fewer than MIN_PART_ROWS rows; see `check_part_sizes`."""
+def require_rows(
+    parts: PartRows, num_bars: int, embargo_bars: int, horizon_bars: int, subject: str, *, or_else: str = ""
+) -> None:
+    """Refuse a part of fewer than MIN_PART_ROWS rows; see `check_part_sizes`. `or_else` is one more way out."""
     sizes = [len(part) for part in parts.parts]
     if min(sizes) >= MIN_PART_ROWS:
         return
     shown = ", ".join(f"{name} {size}" for name, size in zip(PART_NAMES, sizes, strict=True))
     embargo, way_out = (f", an embargo of {embargo_bars} bars", " or embargo") if embargo_bars else ("", "")
+    num_rows = sum(sizes) + parts.purged_rows + parts.embargoed_rows
     raise TooFewBarsError(
-        f"{subject} has {num_bars} bars in this range; after warm-up, a horizon of {horizon_bars} bars{embargo} and "
-        f"the purge, {shown} rows are left, and each part needs {MIN_PART_ROWS}; take a longer range or a shorter "
-        f"horizon{way_out}",
+        f"{subject} has {num_bars} bars in this range, {num_rows} with every feature and a label; after a horizon of "
+        f"{horizon_bars} bars{embargo} and the purge, {shown} rows are left, and each part needs {MIN_PART_ROWS}; take "
+        f"a longer range or a shorter warm-up or horizon{way_out}{or_else}",
         field="spec.start_date",
         metadata={"num_bars": str(num_bars), "num_rows": str(sum(sizes))},
     )
@@ -165,6 +170,64 @@ def split_rows(
         require_rows(parts, counts.bars, shares.embargo_bars, rows.horizon_bars, counts.symbol)
         by_symbol.append(parts)
     return assemble_split(rows, by_symbol, columns=columns, scaling=scaling, warnings=warnings)
+
+
+def whole_test_stretch(split: DataSplit, bars: Sequence[Bars]) -> DatasetPart:
+    """Return every bar from the first to the last row of each symbol's test part, also those without a label.
+
+    Whether a bar has a label may depend on bars to come, and a trader has to decide without. Where none is missing it
+    is the test part itself; else `y` is NO_LABEL and there are no targets.
+
+    Args:
+        split: Of one or several symbols.
+        bars: Base bars of each symbol.
+    """
+    test = split.test
+    rows, times, symbol_ids = [], [], []
+    for symbol_id, (placed, own_bars) in enumerate(zip(split.series, bars, strict=True)):
+        own = test.rows[test.symbol_ids == symbol_id]
+        run = np.arange(own[0], own[-1] + 1, dtype=np.int64)
+        rows.append(run)
+        times.append(own_bars.times[run - placed.start + placed.first_bar])
+        symbol_ids.append(np.full(len(run), symbol_id, dtype=np.int64))
+    if sum(map(len, rows)) == len(test):
+        return test
+    every = np.concatenate(rows)
+    return replace(
+        test,
+        rows=every,
+        y=np.full(len(every), NO_LABEL, dtype=np.int64),
+        targets=np.empty(0, dtype=np.float32),
+        times=np.concatenate(times),
+        symbol_ids=np.concatenate(symbol_ids),
+    )
+
+
+def overlap_warning(split: DataSplit) -> str | None:
+    """Return what people should know where symbols of unlike ranges are split at unlike times; None if nothing.
+
+    Parts are chronological within a symbol alone. Where one symbol is still trained on while another is tested, and
+    both move together, the model has seen some of what it is judged by.
+
+    Args:
+        split: Of one or several symbols.
+    """
+    train, test = split.train, split.test
+    worst, num_worst = 0, 0
+    for symbol_id in range(len(split.symbols)):
+        tested = test.times[test.symbol_ids == symbol_id]
+        is_meanwhile = (train.symbol_ids != symbol_id) & (train.times >= tested.min()) & (train.times <= tested.max())
+        num_meanwhile = int(np.count_nonzero(is_meanwhile))
+        if num_meanwhile > num_worst:
+            worst, num_worst = symbol_id, num_meanwhile
+    if num_worst <= MAX_OVERLAP_SHARE * len(train):
+        return None
+    tested = test.times[test.symbol_ids == worst]
+    return (
+        f"{100 * num_worst / len(train):.1f} % of the training rows are other symbols' from the time of the test "
+        f"part of {split.symbols[worst]} ({day_of(int(tested.min()))} to {day_of(int(tested.max()))}); if they move "
+        "together its test flatters the model, so take a range that all symbols have"
+    )
 
 
 def assemble_split(

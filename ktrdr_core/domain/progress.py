@@ -22,7 +22,8 @@ ProgressCallback = Callable[[int, int, dict[str, Any]], None]
 
 `metrics` has `progress_type` ("epoch" or "batch"), `epoch`, `total_epochs`, `batch`, `total_batches_per_epoch`,
 `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy`, `val_balanced_accuracy` and `val_mcc` (the last four of the
-last finished epoch; None before it), `learning_rate`, `batch_time` (seconds, mean since the update before) and `rows_per_second`.
+last finished epoch; None before it), `learning_rate`, `batch_time` (seconds, mean since the update before) and
+`rows_per_second`.
 """
 
 

@@ -89,6 +89,7 @@ class PartEvaluation(TypedDict):
 def evaluate(
     rows: JudgedRows,
     *,
+    every_row: JudgedRows | None = None,
     bars: Sequence[Bars],
     train_class_counts: NDArray[np.int64],
     seed: int,
@@ -98,6 +99,7 @@ def evaluate(
 
     Args:
         rows: The part, at least one row.
+        every_row: The part with the bars between its rows that have no label, for the signals; None if all have one.
         bars: Base bars of each symbol, in the order of `rows.symbol_ids`.
         train_class_counts: Rows of each class in the training part, shape (3,).
         seed: Of the random baseline.
@@ -107,6 +109,8 @@ def evaluate(
         TrainingError: An output is NaN or infinite.
     """
     _check_finite(rows)
+    if every_row is not None:
+        _check_finite(every_row)
     activation, labels = output_activation_of(strategy), strategy.training.labels
     classes_N = classes(rows.outputs, activation, labels)
     probabilities_NC = probabilities(rows.outputs, activation, labels)
@@ -121,7 +125,7 @@ def evaluate(
         "confusion_matrix": counts_CC.tolist(),
         "calibration": compute_calibration(probabilities_NC, classes_N, rows.y),
         "baselines": compute_baselines(rows.y, train_class_counts, seed=seed),
-        "signals": _judge_signals(rows, classes_N, probabilities_NC, bars, strategy),
+        "signals": _judge_signals(rows if every_row is None else every_row, bars, strategy),
         "regression": compute_regression_metrics(rows.outputs[:, 0], rows.targets) if strategy.is_regression else None,
     }
     return test_metrics, evaluation
@@ -166,14 +170,10 @@ def fold_metrics(
     }
 
 
-def _judge_signals(
-    rows: JudgedRows,
-    classes_N: NDArray[np.int64],
-    probabilities_NC: NDArray[np.float64],
-    bars: Sequence[Bars],
-    strategy: StrategyConfig,
-) -> SignalEvaluation:
-    config = strategy.decisions
+def _judge_signals(rows: JudgedRows, bars: Sequence[Bars], strategy: StrategyConfig) -> SignalEvaluation:
+    config, labels, activation = strategy.decisions, strategy.training.labels, output_activation_of(strategy)
+    classes_N = classes(rows.outputs, activation, labels)
+    probabilities_NC = probabilities(rows.outputs, activation, labels)
     held: list[SymbolPositions] = []
     for symbol_id, series in enumerate(bars):
         own = np.flatnonzero(rows.symbol_ids == symbol_id)

@@ -24,6 +24,8 @@ FloatArray = NDArray[np.float64]
 YEAR_NS = 365.25 * DAY_NS
 # Returns that differ by less than this share of their size are rounding, not variation.
 _ROUNDING = 1e-12
+# Prices that are broken can multiply a capital beyond what floating point holds; the square of this still fits.
+MOST_CAPITAL = 1e100
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +48,10 @@ def evaluate_signals(symbols: Sequence[SymbolPositions], *, cost_bps: float) -> 
 
     Each symbol has an equal share of the capital at the start and compounds it on its own. From the close of bar t to
     the close of bar t + 1 its share is multiplied by 1 + position * (close[t + 1] / close[t] - 1), never below 0, and
-    at a change of position by 1 - cost_bps / 10,000 * change: 1 to open or close, 2 to reverse. A position open at the
-    end is closed at that cost. Bars between the rows that have no row of their own are flat; the last row has no
-    position if the series ends with its bar. Buy and hold opens at the first row, closes after the last and pays for
-    both.
+    at a change of position by 1 - cost_bps / 10,000 * change: 1 to open or close, 2 to reverse; it is never above
+    MOST_CAPITAL. A position open at the end is closed at that cost. Bars between the rows that have no row of their own
+    are flat; the last row has no position if the series ends with its bar. Buy and hold opens at the first row, closes
+    after the last and pays for both.
 
     Args:
         symbols: One entry a symbol, oldest row first.
@@ -147,7 +149,8 @@ def _judge(symbol: SymbolPositions, cost: float) -> _Judged:
     first, stop = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
     position_T = np.zeros(stop - first)
     position_T[indices - first] = held_positions
-    change_T = bars.close[first + 1 : stop + 1] / bars.close[first:stop] - 1
+    with np.errstate(over="ignore"):
+        change_T = np.minimum(bars.close[first + 1 : stop + 1] / bars.close[first:stop] - 1, MOST_CAPITAL)
     gross_T = np.maximum(1 + position_T * change_T, 0.0)
     # One more than T: opening before each bar, and closing after the last.
     traded = np.abs(np.diff(position_T, prepend=0.0, append=0.0))
@@ -159,7 +162,7 @@ def _judge(symbol: SymbolPositions, cost: float) -> _Judged:
         held_growth=_after_costs(
             1 + change_T, np.abs(np.diff(np.ones_like(position_T), prepend=0.0, append=0.0)), cost
         ),
-        gross_return=float(np.prod(gross_T) - 1),
+        gross_return=float(_compounded(gross_T)[-1] - 1) if len(gross_T) else 0.0,
         turnover=float(traded.sum()),
         exposure=float(np.mean(position_T != 0)) if len(position_T) else 0.0,
         num_trades=int(opened.sum()),
@@ -176,7 +179,14 @@ def _capital(times_T: NDArray[np.int64], growth_T: FloatArray, times_M: NDArray[
     """Return a symbol's capital after each moment of the portfolio, 1 at the start; it rests where it has no bar."""
     growth_M = np.ones(len(times_M))
     growth_M[np.searchsorted(times_M, times_T)] = growth_T
-    return np.asarray(np.cumprod(growth_M), dtype=np.float64)
+    return _compounded(growth_M)
+
+
+def _compounded(growth_T: FloatArray) -> FloatArray:
+    """Return the running product, at most MOST_CAPITAL; once it is 0 it stays 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        capital_T = np.minimum(np.cumprod(growth_T), MOST_CAPITAL)
+    return np.where(np.isnan(capital_T), 0.0, capital_T)  # NaN: beyond all bounds, then lost
 
 
 def _returns(capital_M: FloatArray) -> FloatArray:

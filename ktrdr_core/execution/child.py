@@ -174,9 +174,15 @@ async def run_in_child(function: Callable[..., T], *args: object, timeout_s: flo
     reader, writer = process_context().Pipe(duplex=False)
     child = ChildProcess(_answer, (function, args, writer), inherited=(writer,), name=function.__name__)
     work = asyncio.ensure_future(_receive(child, reader))
-    timer = asyncio.get_running_loop().call_later(timeout_s, child.kill)
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(timeout_s, child.kill)
+    limit = f"(the limit is {timeout_s:g} s); see the log of this service"
     try:
         answer, exit_code = await asyncio.shield(work)
+    except UnavailableError as unstarted:
+        if loop.time() < timer.when():
+            raise
+        raise WorkerDiedError(f"{function.__name__} did not begin in its process {limit}") from unstarted
     except asyncio.CancelledError:
         child.kill()
         if child.pid:
@@ -187,10 +193,7 @@ async def run_in_child(function: Callable[..., T], *args: object, timeout_s: flo
     finally:
         timer.cancel()
     if answer is None:
-        raise WorkerDiedError(
-            f"{function.__name__} did not finish in its process: {describe_exit(exit_code)} "
-            f"(the limit is {timeout_s:g} s); see the log of this service"
-        )
+        raise WorkerDiedError(f"{function.__name__} did not finish in its process: {describe_exit(exit_code)} {limit}")
     value, error = pickle.loads(answer)  # noqa: S301  # written by our own child a moment ago
     if error is not None:
         raise error

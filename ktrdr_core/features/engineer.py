@@ -152,13 +152,13 @@ def leading_nan(values: FloatArray, name: str, bars: Bars) -> int:
     is_usable = np.abs(values) <= _LARGEST  # false for NaN too
     first = int(np.argmax(is_usable)) if is_usable.any() else len(values)
     is_broken = ~is_usable
-    is_broken[:first] = np.isinf(values[:first])
+    is_broken[:first] = ~np.isnan(values[:first])
     if is_broken.any():
         bar = int(np.argmax(is_broken))
         raise InvalidIndicatorError(
             f"{name} of {bars.symbol} {bars.timeframe} is {values[bar]:g} at bar {bar} "
-            f"({time_text(int(bars.times[bar]))}), after its warm-up of {first} bars; its formula has no value "
-            "there, so change its parameters or leave it out",
+            f"({time_text(int(bars.times[bar]))}), after its warm-up of {min(first, bar)} bars; its formula has no "
+            "value there, so change its parameters or leave it out",
             field=name,
             metadata={"feature": name, "bar": str(bar)},
         )

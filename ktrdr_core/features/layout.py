@@ -97,8 +97,9 @@ def build_layout(strategy: StrategyConfig) -> FeatureLayout:
     num_columns = sum(map(len, sets.values())) * (num_lags + 1) + len(raw) + len(symbols)
     if num_columns > MAX_COLUMNS:
         raise InvalidStrategyError(
-            f"the strategy makes {num_columns:,} features with lookback_periods {num_lags}, and at most {MAX_COLUMNS:,} "
-            "are allowed; lower it, or use fewer fuzzy sets, or a recurrent model, whose window adds no features",
+            f"the strategy makes {num_columns:,} features with lookback_periods {num_lags}, and at most "
+            f"{MAX_COLUMNS:,} are allowed; lower it, or use fewer fuzzy sets, or a recurrent model, whose window adds "
+            "no features",
             field="model.features.lookback_periods",
         )
     columns = [

@@ -18,6 +18,8 @@ CLASSIFICATION_ACTIVATIONS: tuple[str, ...] = ("softmax", "sigmoid")
 REGRESSION_ACTIVATION = "linear"
 BUILT_OUTPUT_ACTIVATIONS: tuple[str, ...] = (*CLASSIFICATION_ACTIVATIONS, REGRESSION_ACTIVATION)
 
+_GATES = {"lstm": 4, "gru": 3}
+
 DEFAULT_D_MODEL = 32
 DEFAULT_NUM_HEADS = 4
 
@@ -86,6 +88,31 @@ class NetworkSpec:
     def embedded_size(self) -> int:
         """Numbers of a bar once the identity columns have become an embedding."""
         return self.input_size - self.num_symbols + self.symbol_embedding_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that a training fits."""
+        widths = (self.embedded_size, *self.hidden_layers)
+        own = self.num_symbols * self.symbol_embedding_dim
+        if self.type == "transformer":
+            d = self.d_model
+            own += (self.embedded_size + 1) * d + 2 * d
+            own += sum(4 * d * (d + 1) + 4 * d + units * (2 * d + 1) + d for units in self.hidden_layers)
+            return own + (d + 1) * self.num_outputs
+        for inputs, units in zip(widths, self.hidden_layers, strict=False):
+            own += units * (inputs + 1) if self.type == "mlp" else _GATES[self.type] * units * (inputs + units + 2)
+        return own + (widths[-1] + 1) * self.num_outputs
+
+    @property
+    def values_per_row(self) -> int:
+        """Numbers that the layers keep of a row for the gradient, about."""
+        if self.type == "mlp":
+            return self.input_size + 2 * sum(self.hidden_layers)
+        if self.type == "transformer":
+            kept = sum(12 * self.d_model + 2 * units for units in self.hidden_layers)
+        else:
+            kept = sum(2 * _GATES[self.type] * units for units in self.hidden_layers)
+        return self.window_bars * (self.input_size + kept)
 
     @property
     def row_shape(self) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from ktrdr_core.config.strategy import DataSplitConfig, StrategyConfig
 from ktrdr_core.data.bar_store import BarStore, DirectoryBarStore
 from ktrdr_core.datasets.dataset import DataSplit
 from ktrdr_core.datasets.rows import Rows
+from ktrdr_core.datasets.split import overlap_warning
 from ktrdr_core.domain.cancellation import CancellationToken, raise_if_cancelled
 from ktrdr_core.domain.progress import STEP_TITLES, ProgressCallback, TrainingStep
 from ktrdr_core.domain.result import TrainingResult
@@ -190,6 +191,8 @@ class TrainingExecutor:
         self._begin(TrainingStep.SPLIT)
         rows = pipeline.combine_multi_symbol_data(features, labels, price_data, strategy.model.window_bars)
         split = pipeline.split_data(rows, strategy, shares, columns=columns)
+        if overlap := overlap_warning(split):
+            self._warn("PARTS_OVERLAP", overlap)
         label_spans = pipeline.check_label_spans(split, labels)
         logger.debug("Rows: train %d, validation %d, test %d", len(split.train), len(split.validation), len(split.test))
         folds = self._build_folds(strategy, rows, split, labels, price_data, values, shares)
@@ -309,7 +312,7 @@ class TrainingExecutor:
         silent = [symbol for symbol, own in price_data.items() if not own.base.volume.any()]
         if names and silent:
             self._warn(
-                "NO_VOLUME", f"{', '.join(silent)} has no volume in any bar; {', '.join(names)} says nothing there"
+                "NO_VOLUME", f"no bar of {', '.join(silent)} has a volume; there is nothing in {', '.join(names)} there"
             )
 
     def _warn_of_device(self, trained: TrainedModel) -> None:

@@ -30,7 +30,7 @@ from ktrdr_core.datasets.series_features import (
     has_quantile_sets,
     measure_set_coverage,
 )
-from ktrdr_core.datasets.split import split_rows, training_stop_bar
+from ktrdr_core.datasets.split import split_rows, training_stop_bar, whole_test_stretch
 from ktrdr_core.domain.cancellation import CancellationToken
 from ktrdr_core.domain.labels import NUM_CLASSES
 from ktrdr_core.domain.progress import ProgressCallback
@@ -284,14 +284,21 @@ class TrainingPipeline:
         trainer = ModelTrainer(settings, device, progress_callback, cancellation_token)
         return trainer.train_lanes(lanes, checkpoint_dir=checkpoint_dir, resume_from=resume_from)
 
-    def judge(self, trained: TrainedModel, split: DataSplit, *, check: Callable[[], None] = _no_check) -> JudgedRows:
-        """Return what the network answers to the rows of `split.test`, with what was true.
+    def judge(
+        self,
+        trained: TrainedModel,
+        split: DataSplit,
+        *,
+        part: DatasetPart | None = None,
+        check: Callable[[], None] = _no_check,
+    ) -> JudgedRows:
+        """Return what the network answers to the rows of `part`, by default `split.test`, with what was true.
 
         Answered on the CPU, wherever it was trained: a prediction over the same bars gives the same bits.
         """
         model = trained.model.to("cpu")
-        outputs = split_outputs(model, split, split.test, check=check)
-        return JudgedRows.from_part(outputs, split.test, split.series)
+        judged = split.test if part is None else part
+        return JudgedRows.from_part(split_outputs(model, split, judged, check=check), judged, split.series)
 
     def evaluate_model(
         self,
@@ -304,9 +311,12 @@ class TrainingPipeline:
         check: Callable[[], None] = _no_check,
     ) -> tuple[TestMetrics, PartEvaluation]:
         """Return the metrics of the test part, and what else its answers tell."""
+        bars = [price_data[symbol].base for symbol in split.symbols]
+        stretch = whole_test_stretch(split, bars)
         return evaluate(
             self.judge(trained, split, check=check),
-            bars=[price_data[symbol].base for symbol in split.symbols],
+            every_row=None if stretch is split.test else self.judge(trained, split, part=stretch, check=check),
+            bars=bars,
             train_class_counts=np.bincount(split.train.y, minlength=NUM_CLASSES),
             seed=seed,
             strategy=strategy,

@@ -30,8 +30,8 @@ from ktrdr_core.datasets.series_features import feature_warm_up_bars
 from ktrdr_core.datasets.split import check_part_sizes
 from ktrdr_core.domain.spec import DataMode, TrainingSpec
 from ktrdr_core.errors import InvalidSpecError, TooFewBarsError, UnsupportedError
-from ktrdr_core.features.layout import build_layout
 from ktrdr_core.labels.registry import label_horizon
+from ktrdr_core.training.footprint import check_footprint, check_networks
 from ktrdr_core.training.series_override import with_series
 
 DEFAULT_VALIDATION_SPLIT = 0.2
@@ -64,7 +64,7 @@ def preflight(spec: TrainingSpec, bar_store: BarStore) -> TrainingPlan:
 
     Raises:
         InvalidStrategyError: The strategy breaks the grammar.
-        InvalidSpecError: The request breaks a rule, or its dates are outside the bars.
+        InvalidSpecError: The request breaks a rule, its dates are outside the bars, or it is too large.
         UnsupportedError: A data mode that is not built.
         SeriesNotFoundError: There are no such bars; those that exist are named.
         InvalidBarsError: The bars break a rule of the data.
@@ -75,11 +75,12 @@ def preflight(spec: TrainingSpec, bar_store: BarStore) -> TrainingPlan:
     for bars in whole:
         _check_source(spec.data_mode, bar_store, bars)
     start, end = _check_dates(spec, whole)
+    num_bars = 0
     for symbol in strategy.symbols:
-        _check_enough(
-            strategy,
-            load_symbol_bars(bar_store, symbol, strategy.base_timeframe, strategy.higher_timeframes, start, end),
-        )
+        own = load_symbol_bars(bar_store, symbol, strategy.base_timeframe, strategy.higher_timeframes, start, end)
+        _check_enough(strategy, own)
+        num_bars += len(own)
+    check_footprint(strategy, config["model_config"], num_bars)
     return TrainingPlan(
         strategy=strategy,
         symbols=strategy.symbols,
@@ -99,14 +100,15 @@ def prepare_strategy(spec: TrainingSpec, *, source: str = "strategy") -> tuple[S
 
     Raises:
         InvalidStrategyError: The strategy breaks the grammar.
-        InvalidSpecError: The request breaks a rule.
+        InvalidSpecError: The request breaks a rule, or the network is too large.
         UnsupportedError: A data mode that is not built.
     """
     strategy = _apply_overrides(parse_strategy(spec.strategy_yaml, source=source), spec)
-    build_layout(strategy)
+    config = _executor_config(strategy, spec)
+    check_networks(strategy, config["model_config"])
     if spec.data_mode is DataMode.IB:
         raise UnsupportedError("data mode 'ib' is not built yet; use local or csv", field="spec.data_mode")
-    return strategy, _executor_config(strategy, spec)
+    return strategy, config
 
 
 def _apply_overrides(strategy: StrategyConfig, spec: TrainingSpec) -> StrategyConfig:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.kit.eventually import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = ROOT / "clients/python"
 
@@ -27,7 +29,7 @@ def test_generated_code_is_what_the_protos_generate(tmp_path: Path) -> None:
         cwd=ROOT,
         check=True,
         env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     fresh = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*_pb2*")}
     committed = {

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.kit.eventually import PATIENCE_S
+
 
 @pytest.mark.parametrize(
     "module",
@@ -20,5 +22,5 @@ import pytest
 )
 def test_module_loads_without_torch(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = sys.modules['numba'] = sys.modules['scipy'] = None; import {module}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ from ktrdr_core.execution.process_group import has_live_member
 from ktrdr_core.execution.worker import Runner
 from tests.kit import engine as kit
 from tests.kit.engine import build_job, build_result
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 
 EngineFactory = Callable[..., ExecutionEngine]
 
@@ -140,7 +140,7 @@ async def test_a_cancel_overtakes_a_stop_that_is_not_heard(build_engine: EngineF
     await first_event(session, StepDetail)
     stop = asyncio.create_task(session.cancel(save_checkpoint=True))
     await asyncio.sleep(0)
-    outcome = await asyncio.wait_for(session.cancel(reason="at once"), timeout=5)
+    outcome = await asyncio.wait_for(session.cancel(reason="at once"), timeout=PATIENCE_S)
     assert (outcome.state, outcome.message) == (TrainingState.CANCELLED, "at once")
     assert await stop == outcome
 
@@ -164,7 +164,7 @@ async def test_giving_up_a_cancel_does_not_call_it_off(build_engine: EngineFacto
     caller = asyncio.create_task(session.cancel())
     await asyncio.sleep(0)
     caller.cancel()
-    assert (await asyncio.wait_for(session.wait(), timeout=5)).state is TrainingState.CANCELLED
+    assert (await asyncio.wait_for(session.wait(), timeout=PATIENCE_S)).state is TrainingState.CANCELLED
 
 
 async def test_eight_starts_at_once_on_one_slot_start_one(build_engine: EngineFactory, tmp_path: Path) -> None:

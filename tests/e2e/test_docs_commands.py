@@ -41,6 +41,13 @@ def test_first_session_of_the_page_works_line_by_line(cli: Cli) -> None:
         assert ran.code == 0, f"{line}\n{ran.out}{ran.err}"
 
 
+def test_commands_of_the_strategies_page_work_line_by_line(cli: Cli) -> None:
+    ((block,),) = fenced_blocks(ROOT / "docs" / "strategies.md").values()
+    for line in block.splitlines():
+        ran = cli.run(*shlex.split(line)[1:])
+        assert ran.code == 0, f"{line}\n{ran.out}{ran.err}"
+
+
 def test_client_example_trains_and_prints_the_test_metrics(cli: Cli) -> None:
     cli.run("config", "get")
     ran = subprocess.run(
@@ -112,6 +119,14 @@ def test_every_command_told_in_a_page_exists_with_its_options(page: Path) -> Non
                 known = COMMANDS.get(path, set())
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "data" / "README.md"], ids=lambda page: f"{page.parent.name}/{page.name}"
+)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_every_exit_code_stands_on_the_page() -> None:
     rows = {int(code) for code in re.findall(r"^\| (\d+) \|", CLI_PAGE.read_text(), re.MULTILINE)}
     assert rows == {int(code) for code in ExitCode}
@@ -141,3 +156,10 @@ def _row(first: str) -> list[str]:
 )
 def test_json_fields_on_the_page_are_those_that_are_printed(kind: str, cls: Any) -> None:
     assert _row(kind) == [field.name for field in fields(cls)]
+
+
+def test_json_fields_of_a_prediction_are_those_that_are_printed(cli: Cli) -> None:
+    assert cli.run("train", "strategies/neuro_mean_reversion.yaml", "--epochs", "1").code == 0
+    ran = cli.run("models", "predict", "neuro_mean_reversion", "--start", "2017-12-29", "--end", "2017-12-29", "--json")
+    assert [list(line) for line in ran.lines] == [["type", *_row("prediction")]] * len(ran.lines)
+    assert ran.lines

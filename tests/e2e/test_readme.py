@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
+from tests.kit.cli import embedded_cli
 from tests.kit.documents import fenced_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,22 @@ def test_transcript_of_make_demo_is_what_make_demo_prints(tmp_path: Path) -> Non
     }
     missing = [line for line in told.splitlines() if line.strip() not in {"", "..."} and shape_of(line) not in printed]
     assert missing == []
+
+
+def test_commands_of_the_readme_work_line_by_line(tmp_path: Path) -> None:
+    for name in ("data", "strategies"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    blocks = fenced_blocks(README)
+    assert blocks.pop("Two commands") == ["make demo\nmake test"]
+    lines = [line for own in blocks.values() for block in own for line in block.splitlines()]
+    assert len(lines) == 10
+    with embedded_cli(tmp_path / "state") as cli:
+        for line in lines:
+            words = shlex.split(line)
+            assert words[0] == "ktrdr"
+            with cli.start(*words[1:], cwd=tmp_path) as process:
+                out, err = process.communicate(timeout=60)
+            assert process.returncode == 0, f"{line}\n{out}{err}"
 
 
 def test_client_example_of_the_readme_is_the_tested_one() -> None:

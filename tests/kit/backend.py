@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import grpc
 import grpc.aio
 import pytest
 from ktrdr.models.v1 import model_service_pb2, model_service_pb2_grpc
@@ -188,7 +189,7 @@ async def become(probe: Callable[[], Awaitable[T | None]], *, what: str = "condi
 
 async def refusal(call: Awaitable[Any]) -> KtrdrError:
     """Return the error an RPC was refused with."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises(grpc.RpcError) as caught:
         await call
     return from_rpc_error(caught.value)
 
@@ -200,13 +201,19 @@ class TrainerSession:
 
 
 class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
-    """A trainer whose sessions the test drives."""
+    """A trainer whose sessions the test drives; clear `may_cancel` to hold the end of cancelled ones back.
+
+    `accept_limits_s` has how long each Train was ready to wait.
+    """
 
     def __init__(self, directory: Path, *, num_slots: int = 1, num_gpus: int = 0) -> None:
         self.directory = directory
         self.sessions: dict[str, TrainerSession] = {}
         self.cancels: list[tuple[str, bool]] = []
         self.asked_after: list[int] = []
+        self.accept_limits_s: list[float] = []
+        self.may_cancel = asyncio.Event()
+        self.may_cancel.set()
         self.num_slots = num_slots
         self.num_gpus = num_gpus
         self.refusal: Exception | None = None
@@ -225,6 +232,7 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
             raise self.refusal
         if request.validate_only:
             return trainer_service_pb2.TrainResponse()
+        self.accept_limits_s.append(context.time_remaining())
         if request.session_id in self.sessions:
             self.sessions[request.session_id].request.upload_target = request.upload_target
         else:
@@ -245,6 +253,7 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
 
     async def Cancel(self, request: Any, context: Any) -> trainer_service_pb2.CancelResponse:
         self.cancels.append((request.session_id, request.save_checkpoint))
+        await self.may_cancel.wait()
         session = self.sessions[request.session_id]
         if session.log.is_closed:
             raise IllegalStateError("ended")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.kit.eventually import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 STRATEGY = "strategies/neuro_mean_reversion.yaml"
 
@@ -59,7 +61,7 @@ class Cli:
             **{"cwd": ROOT, **pipes, **options},
         )
 
-    def run(self, *arguments: str, timeout_s: float = 60.0) -> Ran:
+    def run(self, *arguments: str, timeout_s: float = PATIENCE_S) -> Ran:
         with self.start(*arguments) as process:
             try:
                 out, err = process.communicate(timeout=timeout_s)
@@ -83,7 +85,7 @@ class Cli:
         wait_until_gone([pid])
 
 
-def wait_until_gone(pids: Sequence[int], *, timeout_s: float = 20.0) -> None:
+def wait_until_gone(pids: Sequence[int], *, timeout_s: float = PATIENCE_S) -> None:
     """Return when none of the processes runs any more; zombies count as gone."""
     deadline = time.monotonic() + timeout_s
     while any(map(_is_running, pids)):

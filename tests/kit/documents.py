@@ -1,4 +1,4 @@
-"""Reads the fenced blocks of a document, so that a test can run what people are told to type."""
+"""Reads the fenced blocks and the tables of a document, so that a test can hold them against the program."""
 
 from __future__ import annotations
 
@@ -24,4 +24,23 @@ def fenced_blocks(path: Path, language: str = "sh") -> dict[str, list[str]]:
             block = []
         elif match := _HEADING.match(line):
             heading = match.group(1)
+    return found
+
+
+def tables(path: Path) -> dict[str, list[list[list[str]]]]:
+    """Return the cells of the tables under the heading they stand below, the title row first."""
+    found: dict[str, list[list[list[str]]]] = {}
+    heading, is_inside = "", False
+    for line in path.read_text().splitlines():
+        if match := _HEADING.match(line):
+            heading = match.group(1)
+        if not line.startswith("|"):
+            is_inside = False
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not is_inside:
+            found.setdefault(heading, []).append([])
+        is_inside = True
+        if set("".join(cells)) != {"-"}:
+            found[heading][-1].append(cells)
     return found

@@ -9,6 +9,9 @@ from typing import TypeVar, overload
 
 T = TypeVar("T")
 
+PATIENCE_S = 150.0
+"""How long a test waits for what must come, on a machine that does ten other things; never what a test measures."""
+
 
 @overload
 async def eventually(
@@ -17,7 +20,11 @@ async def eventually(
 @overload
 async def eventually(probe: Callable[[], T], *, timeout_s: float = ..., every_s: float = ..., what: str = ...) -> T: ...
 async def eventually(
-    probe: Callable[[], Awaitable[T] | T], *, timeout_s: float = 10.0, every_s: float = 0.01, what: str = "condition"
+    probe: Callable[[], Awaitable[T] | T],
+    *,
+    timeout_s: float = PATIENCE_S,
+    every_s: float = 0.01,
+    what: str = "condition",
 ) -> T:
     """Return the first truthy answer of `probe`; raise AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s

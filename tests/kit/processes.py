@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.kit.builders import REPOSITORY
+from tests.kit.eventually import PATIENCE_S
+
+# A busy machine answers late; a test of what is late, or lost, says how late.
+PATIENT = {"KTRDR_HEALTH_TIMEOUT_S": "60", "KTRDR_TRAINER_LOST_S": "60"}
 
 
 class ServiceProcess:
@@ -29,7 +33,7 @@ class ServiceProcess:
             stdout=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **PATIENT, **(environment or {})},
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -44,7 +48,7 @@ class ServiceProcess:
         """End it as a power cut does."""
         self.end(signal.SIGKILL)
 
-    def end(self, number: signal.Signals = signal.SIGTERM, *, timeout_s: float = 20.0) -> int:
+    def end(self, number: signal.Signals = signal.SIGTERM, *, timeout_s: float = PATIENCE_S) -> int:
         """Send a signal and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)

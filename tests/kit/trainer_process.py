@@ -15,7 +15,7 @@ from ktrdr.trainer.v1 import trainer_service_pb2_grpc
 from ktrdr.training.v1 import training_state_pb2 as states
 
 from ktrdr_core.rpc.channel import open_channel
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGY = ROOT / "strategies" / "neuro_mean_reversion.yaml"
@@ -37,7 +37,7 @@ class TrainerProcess:
         """Send a signal and return the exit status once the process is gone."""
         self.process.send_signal(number)
         # Not wait(): that is for the end of the pipe as well, which a worker may hold.
-        await eventually(lambda: self.process.returncode is not None, timeout_s=30)
+        await eventually(lambda: self.process.returncode is not None, what="end of the trainer")
         return self.process.returncode or 0
 
 
@@ -62,7 +62,7 @@ async def trainer_process(data_dir: Path, *flags: str) -> AsyncIterator[TrainerP
     )
     assert process.stdout is not None
     try:
-        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode()
         assert line.startswith("ktrdr-trainer listening on 127.0.0.1:"), line
         address = line.split()[-1]
         async with open_channel(address) as channel:
@@ -93,5 +93,5 @@ async def first_epoch(trainer: TrainerProcess, session_id: str) -> int:
         assert session.state in (states.TRAINING_STATE_QUEUED, states.TRAINING_STATE_RUNNING), session.message
         return session.progress.HasField("epoch")
 
-    await eventually(has_epoch, timeout_s=60)
+    await eventually(has_epoch, what="an epoch")
     return (await trainer.stub.GetSession(pb.GetSessionRequest(session_id=session_id))).session.worker_pid

@@ -23,7 +23,7 @@ from tests.kit.backend import (
     running_trainer,
     step,
 )
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 
 
 @pytest.fixture
@@ -152,13 +152,16 @@ async def test_cancel_while_the_trainer_is_away_reaches_it_when_it_is_back(tmp_p
 
 async def test_cancel_whose_trainer_is_lost_is_an_error_and_never_cancelled(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
+    trainer.may_cancel.clear()
     async with running_trainer(trainer) as address:
         context = running_backend(tmp_path, trainers=(address,), trainer_lost_s=0.3)
         backend = await context.__aenter__()
         training_id = await backend.train(a_spec(HOST))
         await backend.until(training_id, "RUNNING")
+        cancel = asyncio.create_task(refusal(backend.cancel(training_id)))
+        await eventually(lambda: trainer.cancels)
     try:
-        assert isinstance(await refusal(backend.cancel(training_id)), TrainerLostError)
+        assert isinstance(await cancel, TrainerLostError)
         training = await backend.get(training_id)
         assert (training.state, training.error.reason) == (states.TRAINING_STATE_FAILED, "TRAINER_LOST")
     finally:
@@ -181,7 +184,7 @@ async def test_a_stop_of_the_backend_goes_on_without_a_worker_that_cannot_be_end
         training_id = await backend.train()
         await backend.until(training_id, "RUNNING")
         backend.app.hurry()
-        await asyncio.wait_for(backend.app.stop(), 10)
+        await asyncio.wait_for(backend.app.stop(), PATIENCE_S)
         assert backend.engine.started[0].cancels
 
 

@@ -46,6 +46,17 @@ async def test_training_on_a_trainer_shows_every_event_once_and_stores_the_model
         assert [(one.session_id, one.trainer) for one in training.sessions] == [(f"{training_id}-1", address)]
 
 
+async def test_cold_trainer_is_given_the_time_it_needs_to_accept(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    async with (
+        running_trainer(trainer) as address,
+        running_backend(tmp_path, trainers=(address,), trainer_lost_s=0.3) as backend,
+    ):
+        await backend.until(await backend.train(a_spec(HOST)), "RUNNING")
+    (limit_s,) = trainer.accept_limits_s
+    assert limit_s > 60  # its kernels are compiled and torch is loaded before the first worker starts
+
+
 async def test_restarted_backend_goes_on_where_it_stopped(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
     async with running_trainer(trainer) as address:

@@ -69,7 +69,7 @@ async def test_training_runs_to_a_stored_model(backend: Backend, tmp_path: Path)
     assert last.result.model_path == events[-1].state.model_path
     assert last == await backend.get(training_id)
     assert last.progress.overall_fraction == 1.0
-    assert not session.job.work_dir.exists()
+    await eventually(lambda: not session.job.work_dir.exists(), what="the removal of the work directory")
 
 
 async def test_second_training_waits_for_the_slot_of_the_first(backend: Backend) -> None:

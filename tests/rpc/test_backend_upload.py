@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ktrdr.models.v1 import model_service_pb2 as pb
 from ktrdr.models.v1.codec_pb2 import CODEC_NONE
+from ktrdr.models.v1.model_service_pb2_grpc import ModelServiceStub
 
 from ktrdr_core.domain.progress import StateDetail
 from ktrdr_core.domain.states import TrainingState
@@ -26,6 +27,7 @@ from ktrdr_core.errors import (
     UploadNotFoundError,
     WriteConflictError,
 )
+from ktrdr_core.rpc.channel import open_sync_channel
 from ktrdr_core.rpc.chunks import encode_chunk
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
 from ktrdr_core.storage.artifact import ModelArtifact, write_artifact
@@ -54,8 +56,14 @@ class Scene:
     plan: UploadPlan
 
     async def send(self, requests: Iterable[pb.UploadModelRequest]) -> pb.UploadModelResponse:
-        answer: pb.UploadModelResponse = await self.backend.models.UploadModel(iter(requests))
-        return answer
+        """Upload as the product does: an asyncio stream that is refused early may lose the refusal."""
+
+        def call() -> pb.UploadModelResponse:
+            with open_sync_channel(f"127.0.0.1:{self.backend.app.port}") as channel:
+                answer: pb.UploadModelResponse = ModelServiceStub(channel).UploadModel(iter(requests))
+                return answer
+
+        return await asyncio.to_thread(call)
 
     async def query(self) -> pb.QueryUploadResponse:
         request = pb.QueryUploadRequest(

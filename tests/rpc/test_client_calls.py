@@ -29,6 +29,7 @@ from ktrdr_core.errors import (
 )
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, decode_chunk
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
+from tests.kit.eventually import PATIENCE_S
 from tests.kit.fake_backend import FakeBackend, serving
 
 SPEC = TrainingSpec(strategy_yaml="name: fake\n", epochs=3, symbols=("EURUSD",))
@@ -98,7 +99,7 @@ async def test_call_to_a_silent_server_ends_at_its_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with AsyncClient(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.2) as client:
             with pytest.raises(UnavailableError):
-                await asyncio.wait_for(client.get_training("t1"), 3.0)
+                await asyncio.wait_for(client.get_training("t1"), PATIENCE_S)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 5), (3, 3), (1, 1), (50, 5)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from ktrdr.training.v1 import training_pb2, training_service_pb2
@@ -17,7 +18,7 @@ from ktrdr_core.errors import KtrdrError, TrainingNotFoundError, UnavailableErro
 from ktrdr_core.wire.to_proto import state_to_proto
 from tests.kit.fake_backend import HANG, FakeBackend, Step, a_batch, a_log, serving
 
-QUICK = ReconnectPolicy(read_timeout_s=0.3, first_delay_s=0.01, max_delay_s=0.05, give_up_after_s=5.0)
+QUICK = ReconnectPolicy(read_timeout_s=60.0, first_delay_s=0.01, max_delay_s=0.05, give_up_after_s=120.0)
 
 
 async def _collect(backend: FakeBackend, *, after: int = 0, policy: ReconnectPolicy = QUICK) -> list[ProgressEvent]:
@@ -62,9 +63,9 @@ async def test_silent_connection_is_given_up_by_the_watchdog() -> None:
     log = a_log()
     backend = FakeBackend(connections=[[*log[:4], HANG], log[4:]])
     begun = time.monotonic()
-    assert _sequences(await _collect(backend)) == list(range(1, 10))
+    assert _sequences(await _collect(backend, policy=replace(QUICK, read_timeout_s=1.0))) == list(range(1, 10))
     assert backend.after_sequences == [0, 4]
-    assert 0.3 <= time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun >= 1.0
 
 
 async def test_stream_that_ends_early_without_an_error_is_opened_again() -> None:
@@ -101,7 +102,7 @@ async def test_answer_that_no_retry_can_help_is_raised_as_its_class() -> None:
 
 async def test_stream_gives_up_after_the_limit_and_says_so() -> None:
     backend = FakeBackend(connections=[[UnavailableError("restarting")]])
-    policy = ReconnectPolicy(read_timeout_s=0.3, first_delay_s=0.01, max_delay_s=0.02, give_up_after_s=0.2)
+    policy = replace(QUICK, give_up_after_s=1.0)
     with pytest.raises(UnreachableError, match="nothing was heard of training t1"):
         await _collect(backend, policy=policy)
     assert len(backend.after_sequences) > 3

@@ -13,6 +13,7 @@ from ktrdr_core.errors import DrainingError
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.rpc.server import add_health_and_reflection, bind, create_server
+from tests.kit.eventually import PATIENCE_S
 
 Status = health_pb2.HealthCheckResponse
 
@@ -30,7 +31,7 @@ async def test_a_stop_does_not_wait_for_those_who_watch_its_health() -> None:
         assert (await call.read()).status == Status.NOT_SERVING
 
         health.end_watches()
-        await asyncio.wait_for(server.stop(600), 10)
+        await asyncio.wait_for(server.stop(600), PATIENCE_S)
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()

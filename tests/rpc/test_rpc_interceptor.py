@@ -31,7 +31,7 @@ from ktrdr_core.errors import (
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.rpc.server import add_health_and_reflection, bind, create_server
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.grpc_server import channel_to, serving
 
 DATA = "ktrdr.data.v1.MarketDataService"
@@ -187,7 +187,7 @@ async def test_a_caller_that_goes_away_cancels_the_handler(method: str, caplog: 
     requests = {"ListSeries": data_pb.ListSeriesRequest(), "GetBars": data_pb.GetBarsRequest()}
     async with channel_to(added(servicer)) as channel:
         call = getattr(_data(channel), method)(requests[method])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await servicer.entered.wait()
             assert call.cancel()
             await servicer.cancelled.wait()
@@ -231,7 +231,7 @@ async def test_a_channel_finds_a_server_that_comes_back() -> None:
             async def is_back() -> bool:
                 return await reason() == "NOT_BUILT"
 
-            await eventually(is_back, timeout_s=3)
+            await eventually(is_back)
 
 
 async def test_health_is_answered_per_service_and_overall_and_ends_with_the_drain() -> None:

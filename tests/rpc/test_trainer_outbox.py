@@ -24,7 +24,7 @@ from ktrdr_core.errors import (
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES
 from ktrdr_core.storage.artifact import TRAVELLING_FILES, write_artifact
 from tests.kit.artifacts import make_artifact
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.grpc_server import serving
 from tests.kit.model_sink import ModelSink
 from trainer_service.outbox import Upload
@@ -133,7 +133,7 @@ async def test_a_backend_that_is_away_is_waited_for(artifact: Path) -> None:
 
     sink = ModelSink()
     async with serving(sink.add_to, address=address):
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, PATIENCE_S)
 
     assert list(sink.published.values()) == [whole(artifact)]
 
@@ -190,7 +190,7 @@ async def test_a_backend_that_hangs_is_given_up_and_tried_again(artifact: Path) 
 
     sink = Hanging()
     async with serving(sink.add_to) as address:
-        await asyncio.wait_for(upload_of(artifact, address, idle_timeout_s=0.2).run(), 20)
+        await asyncio.wait_for(upload_of(artifact, address, idle_timeout_s=1.0).run(), PATIENCE_S)
 
     assert list(sink.published.values()) == [whole(artifact)]
 

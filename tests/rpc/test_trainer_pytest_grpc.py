@@ -27,6 +27,7 @@ from ktrdr_core.execution.devices import Device
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.rpc.server import create_server
 from tests.kit.builders import strategy_text, write_bars_csv
+from tests.kit.eventually import PATIENCE_S
 from tests.kit.scripted_engine import ScriptedEngine
 from trainer_service.orchestrator import HostTrainingOrchestrator
 from trainer_service.server_info import ServerInfo
@@ -48,7 +49,7 @@ class ThreadedServer:
         return create_server()
 
     def run(self, step: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(step, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(step, self.loop).result(PATIENCE_S)
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         self.server.add_generic_rpc_handlers(handlers)

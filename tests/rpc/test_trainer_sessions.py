@@ -35,7 +35,7 @@ from ktrdr_core.execution.devices import Device
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
 from tests.kit.builders import strategy_text, write_bars_csv
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.grpc_server import serving
 from tests.kit.model_sink import ModelSink
 from tests.kit.scripted_engine import ScriptedEngine, ScriptedSession
@@ -171,6 +171,7 @@ async def test_a_watcher_who_returns_sees_only_what_is_new(trainer: House) -> No
 
 async def test_a_quiet_session_beats_each_second(trainer: House) -> None:
     await trainer.train()
+    await trainer.until(states.TRAINING_STATE_RUNNING)
     call = trainer.stub.StreamProgress(pb.StreamProgressRequest(session_id="s1"))
     answers = [await call.read() for _ in range(3)]
     call.cancel()
@@ -475,7 +476,7 @@ async def test_a_second_signal_ends_the_drain_at_once(trainer: House) -> None:
     stopping = asyncio.create_task(trainer.app.stop(3_600))
     trainer.app.hurry()
 
-    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(stopping, PATIENCE_S)
 
     assert trainer.engine.running == []
 

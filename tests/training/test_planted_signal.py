@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.data.bars import Bars, FloatArray, validate_bars
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.domain.timeframe import Timeframe
+from ktrdr_core.errors import InvalidBarsError
 from ktrdr_core.training.run_job import run_training
 from tests.kit.builders import bars_of_closes, strategy_text, write_bars_csv
 
@@ -24,8 +26,14 @@ HOUR_NS = Timeframe.parse("1h").duration_ns
 MIDNIGHT_NS = 1_483_315_200 * 10**9  # 2017-01-02T00:00:00Z
 
 
-def planted(directory: Path, *, shift_bars: int) -> DirectoryBarStore:
-    """Write hours, and bars of four hours whose volume tells of their last hour; those come `shift_bars` early."""
+def planted(directory: Path, *, told_bars_before: int = 0, dated_bars_before: int = 0) -> DirectoryBarStore:
+    """Write hours, and bars of four hours whose volume tells of their last hour.
+
+    Args:
+        directory: Where to.
+        told_bars_before: How many bars before it the volume tells.
+        dated_bars_before: By how many bars the times of the longer bars are too early.
+    """
     rng = np.random.default_rng(5)
     is_up = rng.integers(0, 2, NUM_BLOCKS).astype(bool)
     returns = rng.normal(0, 0.0002, (NUM_BLOCKS, 4))
@@ -37,8 +45,8 @@ def planted(directory: Path, *, shift_bars: int) -> DirectoryBarStore:
     fours = validate_bars(
         symbol="EURUSD",
         timeframe="4h",
-        times=times[::4] - shift_bars * 4 * HOUR_NS,
-        **columns(blocks, np.where(is_up, 30.0, 10.0)),
+        times=times[::4] - dated_bars_before * 4 * HOUR_NS,
+        **columns(blocks, np.where(np.roll(is_up, -told_bars_before), 30.0, 10.0)),
     )
     write_bars_csv(directory, hours)
     write_bars_csv(directory, fours)
@@ -84,11 +92,16 @@ def share_of_right_directions(result: TrainingResult) -> float:
 
 
 def test_model_does_not_find_what_only_an_unfinished_bar_tells(tmp_path: Path) -> None:
-    result = train(planted(tmp_path, shift_bars=0))
+    result = train(planted(tmp_path))
     assert abs(share_of_right_directions(result) - 0.5) < 0.2
     assert result["evaluation"]["leakage"]["passed"] is True
 
 
-def test_model_finds_the_same_signal_once_the_bar_has_closed_in_time(tmp_path: Path) -> None:
-    """The control: with the longer bars one earlier, the signal is there to be used, and this very model uses it."""
-    assert share_of_right_directions(train(planted(tmp_path, shift_bars=1))) > 0.95
+def test_model_finds_the_same_signal_in_a_bar_that_has_closed_in_time(tmp_path: Path) -> None:
+    """The control: told one bar before, the signal is there to be used, and this very model uses it."""
+    assert share_of_right_directions(train(planted(tmp_path, told_bars_before=1))) > 0.95
+
+
+def test_longer_bars_that_are_dated_too_early_are_refused_before_a_model_finds_the_signal(tmp_path: Path) -> None:
+    with pytest.raises(InvalidBarsError, match=r"EURUSD 4h sees the future: .* 1h bars about 4 later than their times"):
+        train(planted(tmp_path, dated_bars_before=1))

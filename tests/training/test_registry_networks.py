@@ -186,3 +186,10 @@ def test_transformer_of_odd_width_is_built() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_network_tells_the_spec_it_was_built_from(family: str) -> None:
     assert network_of(family, dropout=0.25).spec == spec_of(family, dropout=0.25)
+
+
+@pytest.mark.parametrize("changes", [{}, EMBEDDING, {"num_outputs": 1, "output_activation": "linear"}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spec_counts_the_parameters_of_its_network(family: str, changes: dict[str, Any]) -> None:
+    network = network_of(family, **changes)
+    assert network.spec.num_parameters == sum(weights.numel() for weights in network.parameters())

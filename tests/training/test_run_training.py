@@ -37,6 +37,7 @@ from ktrdr_core.storage.staging import StagedStorage
 from ktrdr_core.training.run_job import run_training
 from ktrdr_core.training.trading_model import TradingModel
 from tests.kit.builders import REPOSITORY, strategy_text
+from tests.kit.eventually import PATIENCE_S
 from tests.kit.splits import make_split
 from tests.kit.training import Trained
 
@@ -86,7 +87,7 @@ def test_same_job_in_another_process_gives_the_same_artifact(trained: Trained) -
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.stdout.strip() == trained.result["artifact_digest"] == artifact_digest(trained.path)
 

@@ -17,7 +17,7 @@ from ktrdr_client.types import Session, TrainerInfo
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import KtrdrError
-from ktrdr_core.rpc.channel import open_channel
+from ktrdr_core.rpc.channel import ACCEPT_TIMEOUT_S, open_channel
 from ktrdr_core.wire.to_proto import spec_to_proto
 
 _CANCEL_TIMEOUT_S = 120.0

@@ -229,7 +229,7 @@ def test_ctrl_c_on_a_terminal_asks_and_a_second_one_detaches(cli: Cli, here: Her
         (("train", STRATEGY, "--start", "2017-12-28"), "bars"),
         (("train", STRATEGY, "--batch-size", "0"), "batch_size must be at least 1, was 0"),
         (("train", STRATEGY, "--set", "indicators[0].perod=3"), "period"),
-        (("train", STRATEGY, "--set", "model.type=lstm"), "lstm"),
+        (("train", STRATEGY, "--set", "model.type=lstmx"), "'gru' or 'transformer', was 'lstmx'"),
         (("train", STRATEGY, "--mode", "moon"), "--mode must be one of 'auto', 'local', 'host', was 'moon'"),
         (("train", STRATEGY, "--batch-size", "x"), "--batch-size must be a whole number, was 'x'"),
         (("list", "--limit", "0"), "--limit must be at least 1, was '0'"),
@@ -310,7 +310,8 @@ def test_models_are_listed_shown_and_predict_by_name_and_by_path(here: Here, tra
         assert line["time"].startswith("2017-12-29T")
         assert sum(line["probabilities"].values()) == pytest.approx(1.0)
         best = max(line["probabilities"], key=lambda key: line["probabilities"][key])
-        assert set(line) == {"type", "time", "decision", "class", "probabilities"}
+        assert set(line) == {"type", "time", "decision", "class", "probabilities", "predicted_return"}
+        assert line["predicted_return"] is None
         assert line["class"] == best
         assert line["decision"] == (best if line["probabilities"][best] >= 0.45 else "HOLD")
     outside = here("models", "predict", path, "--start", "2030-01-01")

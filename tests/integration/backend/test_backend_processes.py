@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from ktrdr.training.v1 import training_state_pb2 as states
 from ktrdr_core.rpc.channel import open_channel
 from tests.kit.backend import HOST, LOCAL, a_spec, become
 from tests.kit.builders import strategy_text
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.processes import ServiceProcess, a_service, backend_flags, trainer_flags
+from tests.kit.trainer_process import is_alive
 
 
 @asynccontextmanager
@@ -54,10 +55,13 @@ async def until_epoch(stub: Any, training_id: str, number: int) -> int:
     raise AssertionError(f"epoch {number} was never seen: {await get(stub, training_id)}")
 
 
-def workers_of(service: ServiceProcess) -> list[psutil.Process]:
-    """Return the workers under a service: processes that lead a group of their own below its fork server."""
-    found = psutil.Process(service.process.pid).children(recursive=True)
-    return [child for child in found if child.ppid() != service.process.pid and child.is_running()]
+def workers_of(service: ServiceProcess) -> list[int]:
+    """Return the pids of the workers under a service: the children of its fork server."""
+    found = []
+    for child in psutil.Process(service.process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            found += [worker.pid for worker in child.children()]
+    return [pid for pid in found if is_alive(pid)]
 
 
 async def test_backend_killed_in_the_middle_of_a_host_training_completes_it_after_a_restart(tmp_path: Path) -> None:
@@ -94,7 +98,7 @@ async def test_backend_killed_in_the_middle_of_a_local_training_fails_it_and_run
         workers = workers_of(backend)
         assert workers
         backend.kill()
-        await eventually(lambda: not any(worker.is_running() for worker in workers), what="the end of the worker")
+        await eventually(lambda: not any(map(is_alive, workers)), what="the end of the worker")
     with a_service("backend_service", *flags) as backend:
         async with trainings_of(backend) as stub:
             failed = await get(stub, running)
@@ -106,11 +110,11 @@ async def test_backend_killed_in_the_middle_of_a_local_training_fails_it_and_run
             await become(has_completed)
             third = await train(stub, LOCAL, epochs=100_000)
             await until_epoch(stub, third, 1)
-            before = set(workers_of(backend))
+            workers = workers_of(backend)
+            assert workers
             answer = await stub.Cancel(pb.CancelRequest(training_id=third))
             assert answer.training.state == states.TRAINING_STATE_CANCELLED
-            fork_server = {process for process in before if process.is_running()}
-            assert len(fork_server) == len(before) - 1
+            assert not any(map(is_alive, workers))
         async with trainings_of(backend) as stub:
             fourth = await train(stub, LOCAL, epochs=100_000)
             await until_epoch(stub, fourth, 1)
@@ -133,7 +137,7 @@ async def refused_train(stub: Any) -> grpc.StatusCode:
 
 async def test_trainer_killed_in_the_middle_fails_the_training_as_lost(tmp_path: Path) -> None:
     with a_service("trainer_service", *trainer_flags(tmp_path)) as trainer:
-        flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0", "--exit-when-idle-s", "0.5"]
+        flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0", "--exit-when-idle-s", "3"]
         with a_service("backend_service", *flags, environment={"KTRDR_TRAINER_LOST_S": "0.5"}) as backend:
             async with trainings_of(backend) as stub:
                 training_id = await train(stub, HOST, epochs=100_000)
@@ -144,7 +148,7 @@ async def test_trainer_killed_in_the_middle_fails_the_training_as_lost(tmp_path:
             last = responses[-1].training
             assert (last.state, last.error.reason) == (states.TRAINING_STATE_FAILED, "TRAINER_LOST")
             # Nothing trains, nobody asks: it ends by itself.
-            assert await asyncio.to_thread(backend.process.wait, 10) == 0
+            assert await asyncio.to_thread(backend.process.wait, PATIENCE_S) == 0
 
 
 async def test_second_backend_on_a_data_directory_is_refused_with_one_sentence(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.data.importer import STAGING_PREFIX, IfExists, ImportRequest, stage_import
 from tests.kit.builders import REPOSITORY, make_bars, write_bars_csv
+from tests.kit.eventually import PATIENCE_S
 
 # Forks once for each step: the child kills itself with SIGKILL before step n of an import, n = 1, 2, ... until one
 # ends; after each, the parent reads the store as the next program would. Steps are what Python is about to do in the
@@ -86,7 +87,7 @@ def test_killed_import_leaves_the_old_series_or_the_new_one(tmp_path: Path, if_e
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 

@@ -17,6 +17,7 @@ from ktrdr_core.execution.devices import probe_devices
 from ktrdr_core.execution.fork_server import is_training_available
 from ktrdr_core.execution.process_engine import ProcessEngine
 from tests.kit.engine import cold_environment
+from tests.kit.eventually import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -28,7 +29,7 @@ def python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 
@@ -49,7 +50,7 @@ def test_a_warm_up_that_fails_is_seen_and_stops_nothing(tmp_path: Path) -> None:
         "        await ProcessEngine(1).warm_up()\n"
         "    except InternalError as error:\n"
         "        print(error)\n"
-        "    print(await run_in_child(os.getppid, timeout_s=10) > 0)\n"
+        "    print(await run_in_child(os.getppid, timeout_s=100) > 0)\n"
         "asyncio.run(main())\n",
         PYTHONPATH=str(tmp_path),
     )
@@ -103,7 +104,7 @@ def test_the_death_of_the_fork_server_fails_its_sessions_and_the_next_one_starts
         f"    session = await engine.start(kit.build_job(Path({str(tmp_path)!r})))\n"
         "    stat = Path(f'/proc/{session.pid}/stat').read_text()\n"
         "    os.kill(int(stat.rpartition(')')[2].split()[1]), signal.SIGKILL)\n"
-        "    outcome = await asyncio.wait_for(session.wait(), timeout=10)\n"
+        "    outcome = await asyncio.wait_for(session.wait(), timeout=100)\n"
         "    print(outcome.state, outcome.error_reason, has_live_member(session.pid))\n"
         f"    following = await engine.start(kit.build_job(Path({str(tmp_path)!r})))\n"
         "    print((await following.cancel()).state)\n"
@@ -128,30 +129,32 @@ def fail_badly() -> None:
 
 
 async def test_a_child_brings_its_answer_back() -> None:
-    assert await run_in_child(sum, [1, 2, 3], timeout_s=10) == 6
-    assert await run_in_child(os.getpid, timeout_s=10) != os.getpid()
-    assert len(await run_in_child(bytes, 1_000_000, timeout_s=10)) == 1_000_000
+    assert await run_in_child(sum, [1, 2, 3], timeout_s=PATIENCE_S) == 6
+    assert await run_in_child(os.getpid, timeout_s=PATIENCE_S) != os.getpid()
+    assert len(await run_in_child(bytes, 1_000_000, timeout_s=PATIENCE_S)) == 1_000_000
 
 
 async def test_a_child_brings_its_error_back() -> None:
     with pytest.raises(InvalidBarsError, match="row 7") as caught:
-        await run_in_child(refuse_row, 7, timeout_s=10)
+        await run_in_child(refuse_row, 7, timeout_s=PATIENCE_S)
     assert caught.value.violations[0].field == "bars[7]"
     with pytest.raises(InternalError) as internal:
-        await run_in_child(fail_badly, timeout_s=10)
+        await run_in_child(fail_badly, timeout_s=PATIENCE_S)
     assert "secret detail" not in str(internal.value)
 
 
 async def test_a_child_that_takes_too_long_or_dies_is_said_to_have_died() -> None:
     with pytest.raises(WorkerDiedError, match=r"the limit is 0\.2 s"):
         await run_in_child(signal.pause, timeout_s=0.2)
+    with pytest.raises(WorkerDiedError, match=r"did not begin in its process \(the limit is 0 s\)"):
+        await run_in_child(signal.pause, timeout_s=0.0)
     with pytest.raises(WorkerDiedError, match="SIGKILL"):
-        await run_in_child(signal.raise_signal, signal.SIGKILL, timeout_s=10)
+        await run_in_child(signal.raise_signal, signal.SIGKILL, timeout_s=PATIENCE_S)
 
 
 async def test_giving_up_a_child_ends_it(tmp_path: Path) -> None:
-    call = asyncio.create_task(run_in_child(signal.pause, timeout_s=60))
+    call = asyncio.create_task(run_in_child(signal.pause, timeout_s=PATIENCE_S))
     await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(call, timeout=10)
+        await asyncio.wait_for(call, timeout=PATIENCE_S)

@@ -21,6 +21,7 @@ from ktrdr_core.training.run_job import run_training
 from tests.kit.builders import REPOSITORY, strategy_text
 
 BARS_DIR = REPOSITORY / "data"
+LONG = 100_000
 
 
 def build_job(directory: Path, **spec: int) -> SessionJob:
@@ -70,7 +71,7 @@ async def test_a_worker_makes_the_same_artifact_as_a_library_call(engine: Proces
 
 
 async def test_a_stopped_training_leaves_a_checkpoint_that_loads(engine: ProcessEngine, tmp_path: Path) -> None:
-    session = await engine.start(build_job(tmp_path, epochs=1000))
+    session = await engine.start(build_job(tmp_path, epochs=LONG))
     await wait_for_epoch(session)
     outcome = await session.cancel(save_checkpoint=True)
     assert outcome.state is TrainingState.STOPPED, outcome
@@ -79,7 +80,7 @@ async def test_a_stopped_training_leaves_a_checkpoint_that_loads(engine: Process
 
 
 async def test_a_cancelled_training_leaves_no_artifact(engine: ProcessEngine, tmp_path: Path) -> None:
-    session = await engine.start(build_job(tmp_path, epochs=1000))
+    session = await engine.start(build_job(tmp_path, epochs=LONG))
     await wait_for_epoch(session)
     outcome = await session.cancel()
     assert outcome.state is TrainingState.CANCELLED

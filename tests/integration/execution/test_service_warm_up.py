@@ -13,6 +13,7 @@ import pytest
 
 from tests.kit.builders import REPOSITORY
 from tests.kit.engine import cold_environment
+from tests.kit.eventually import PATIENCE_S
 
 SERVICES = ["trainer_service", "backend_service"]
 
@@ -39,7 +40,7 @@ def test_a_service_ends_in_the_middle_of_a_warm_up_that_never_does(tmp_path: Pat
         assert "listening on" in service.stdout.readline()
         service.send_signal(signal.SIGTERM)
         try:
-            _, log = service.communicate(timeout=30)
+            _, log = service.communicate(timeout=PATIENCE_S)
         finally:
             service.kill()
     assert service.returncode == 0, log
@@ -49,7 +50,7 @@ def test_a_service_ends_in_the_middle_of_a_warm_up_that_never_does(tmp_path: Pat
 @pytest.mark.parametrize("module", SERVICES)
 def test_a_warm_up_that_fails_is_logged_and_the_service_goes_on(tmp_path: Path, module: str) -> None:
     with start(module, tmp_path, cold_environment(tmp_path)) as service:
-        limit = threading.Timer(30, service.kill)
+        limit = threading.Timer(PATIENCE_S, service.kill)
         limit.start()
         assert service.stderr is not None
         lines = iter(service.stderr.readline, "")

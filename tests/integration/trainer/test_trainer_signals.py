@@ -17,7 +17,7 @@ from ktrdr.training.v1 import training_state_pb2 as states
 from ktrdr_core.errors import DrainingError
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.grpc_server import serving
 from tests.kit.model_sink import ModelSink
 from tests.kit.trainer_process import first_epoch, is_alive, train_request, trainer_process
@@ -34,7 +34,7 @@ async def test_a_killed_trainer_picks_up_every_session_where_it_was(tmp_path: Pa
             await trainer.stub.Train(train_request("ended", epochs=1))
             before = [event for answer in await trainer.watch("ended") for event in answer.events]
             await trainer.stub.Train(train_request("uploading", epochs=1, upload_target=target))
-            await eventually(lambda: sink.headers, timeout_s=60)
+            await eventually(lambda: sink.headers)
             await trainer.stub.Train(train_request("training", epochs=LONG))
             await trainer.stub.Train(train_request("hanging", epochs=LONG))
             training_pid = await first_epoch(trainer, "training")
@@ -43,7 +43,7 @@ async def test_a_killed_trainer_picks_up_every_session_where_it_was(tmp_path: Pa
             seen = status.session.last_sequence
             os.kill(hanging_pid, signal.SIGSTOP)
             await trainer.end(signal.SIGKILL)
-            await eventually(lambda: not is_alive(training_pid), timeout_s=10, what="end of the worker")
+            await eventually(lambda: not is_alive(training_pid), what="end of the worker")
         assert sink.published == {}
         sink.hold = None
         async with trainer_process(tmp_path) as trainer:
@@ -65,8 +65,9 @@ async def test_a_killed_trainer_picks_up_every_session_where_it_was(tmp_path: Pa
 
 async def test_sigterm_drains_a_training_that_can_end(tmp_path: Path) -> None:
     async with trainer_process(tmp_path, "--drain-timeout-s", "120") as trainer:
-        await trainer.stub.Train(train_request("s1", epochs=15))
-        await first_epoch(trainer, "s1")
+        await trainer.stub.Train(train_request("s1", epochs=3))
+        status = await trainer.stub.GetSession(pb.GetSessionRequest(session_id="s1"))
+        os.kill(status.session.worker_pid, signal.SIGSTOP)  # it must not end before the drain begins
         watching = asyncio.create_task(trainer.watch("s1"))
         trainer.process.send_signal(signal.SIGTERM)
         async with open_channel(trainer.address) as channel:
@@ -79,12 +80,13 @@ async def test_sigterm_drains_a_training_that_can_end(tmp_path: Path) -> None:
             await eventually(is_draining)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await trainer.stub.Train(train_request("late"))
+        os.kill(status.session.worker_pid, signal.SIGCONT)
         answers = await watching
-        status = await asyncio.wait_for(trainer.process.wait(), 30)
+        exit_status = await asyncio.wait_for(trainer.process.wait(), PATIENCE_S)
 
     assert isinstance(from_rpc_error(caught.value), DrainingError)
     assert answers[-1].session.state == states.TRAINING_STATE_COMPLETED
-    assert status == 0
+    assert exit_status == 0
 
 
 async def drain_ends_what_does_not_end(directory: Path, limit_s: str, *signals: signal.Signals) -> None:
@@ -95,7 +97,7 @@ async def drain_ends_what_does_not_end(directory: Path, limit_s: str, *signals: 
         for number in signals:
             trainer.process.send_signal(number)
         last = (await watching)[-1].session
-        status = await asyncio.wait_for(trainer.process.wait(), 30)
+        status = await asyncio.wait_for(trainer.process.wait(), PATIENCE_S)
 
     assert (last.state, last.error.reason) == (states.TRAINING_STATE_FAILED, "TRAINER_LOST")
     assert status == 0

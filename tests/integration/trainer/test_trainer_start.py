@@ -12,13 +12,14 @@ import pytest
 
 from ktrdr_core.clock import utc_now
 from ktrdr_core.domain.spec import TrainingSpec
+from tests.kit.eventually import PATIENCE_S
 from tests.kit.trainer_process import ROOT, is_alive
 from trainer_service.journal import Journal, SessionOrder, WorkerProcess
 from trainer_service.recovery import load_sessions
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_the_entry_point_knows_no_grpc_before_the_fork_server_runs() -> None:

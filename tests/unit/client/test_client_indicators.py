@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from ktrdr_client.cli.app import run
@@ -73,13 +71,3 @@ def test_what_is_no_indicator_is_refused(name: str, sentence: str, capsys: pytes
     shown = capsys.readouterr()
     assert shown.err.startswith(f"ktrdr: {sentence}")
     assert json.loads(shown.out)["type"] == "error"
-
-
-def test_command_needs_neither_ta_lib_nor_pandas_nor_torch_nor_a_backend() -> None:
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(['talib', 'pandas', 'torch', 'numba', 'grpc']));"
-        "from ktrdr_client.cli.app import run; sys.exit(run(['indicators', 'rsi']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("rsi: relative strength index.")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ktrdr_core.config.loader import (
@@ -84,7 +84,7 @@ def test_alias_bomb_is_refused_before_it_grows() -> None:
     bomb = "a: &a [x, x]\n" + "".join(
         f"{n}: &{n} [*{p}, *{p}, *{p}]\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True)
     )
-    with pytest.raises(InvalidStrategyError, match="may not use YAML aliases"):
+    with pytest.raises(InvalidStrategyError, match=r"^a strategy may not use YAML aliases .* out \(strategy\)$"):
         parse_strategy(bomb)
 
 
@@ -118,7 +118,6 @@ def test_digest_is_of_the_text() -> None:
     assert strategy_digest("a") == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=60))
 @example("\x00")
 @example("a: \ud800")
@@ -138,7 +137,6 @@ def test_junk_text_is_refused_clearly(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(place=st.sampled_from(PLACES), value=JSON.filter(lambda value: value is not None))
 def test_junk_in_one_place_is_refused_clearly_or_accepted(place: str, value: object) -> None:
     raw = strategy_dict(**{place: value})

@@ -329,7 +329,11 @@ def test_file_that_uses_the_whole_grammar_reads_back_equal() -> None:
             "training.labels.source",
             "must be one of forward_return",
         ),
-        ({"model.training.loss": "mse"}, "model.training.loss", "must be one of cross_entropy, focal, was mse"),
+        (
+            {"model.training.loss": "mse"},
+            "model.training.loss",
+            "must be one of cross_entropy, focal with decisions.output_format classification, was mse",
+        ),
         (
             {"validation": {"method": "purged_k_fold", "window": "rolling"}},
             "validation.window",

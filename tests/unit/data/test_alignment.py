@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_core.data.alignment import close_times, last_closed, num_closed, resample
+from ktrdr_core.data.alignment import MIN_COMPARED_BARS, close_times, early_by, last_closed, num_closed, resample
 from ktrdr_core.data.bars import Bars, IntArray, validate_bars
 from ktrdr_core.data.symbol_bars import SymbolBars
 from ktrdr_core.domain.timeframe import Timeframe
 from ktrdr_core.errors import InvalidInputError
-from tests.kit.builders import make_bars
+from tests.kit.builders import bars_of_closes, make_bars
 
 HOUR_NS = 3_600 * 10**9
 MIDNIGHT_NS = 1_483_315_200 * 10**9  # 2017-01-02T00:00:00Z, a Monday
@@ -174,3 +176,24 @@ def test_window_keeps_as_much_history_of_longer_bars_as_asked() -> None:
     np.testing.assert_array_equal(window.base.times, bars.times[100:150])
     assert window.higher[0].times[0] == own.higher[0].times[closed - 3]
     assert window.higher[0].times[-1] == own.higher[0].times[num_closed(own.higher[0], bars, 150) - 1]
+
+
+@pytest.mark.parametrize(("timeframe", "hours_early"), [("4h", 1), ("4h", 3), ("1d", 2), ("1d", 22), ("1w", 60)])
+def test_longer_bars_dated_too_early_are_found_to_know_the_future(timeframe: str, hours_early: int) -> None:
+    base = make_bars(10_000)
+    honest = resample(base, timeframe)
+    early = replace(honest, times=honest.times - hours_early * HOUR_NS)
+    assert early_by(base, honest) == 0
+    assert early_by(base, early) == pytest.approx(hours_early, rel=0.1)
+
+
+@pytest.mark.parametrize("hours_late", [1, 3, 22])
+def test_longer_bars_dated_late_or_of_another_origin_know_no_future(hours_late: int) -> None:
+    base = make_bars(4_000)
+    honest = resample(base, "4h")
+    rng = np.random.default_rng(hours_late)
+    assert early_by(base, replace(honest, times=honest.times + hours_late * HOUR_NS)) == 0
+    assert early_by(base, replace(honest, close=honest.close * rng.normal(1, 0.0002, len(honest)))) == 0
+    assert early_by(base, resample(make_bars(4_000, hours_late), "4h")) == 0
+    assert early_by(base, honest.head(MIN_COMPARED_BARS - 1)) == 0
+    assert early_by(bars_of_closes(np.ones(4_000)), resample(bars_of_closes(np.ones(4_000)), "4h")) == 0

@@ -74,17 +74,22 @@ def test_whole_series_reads_back_bit_for_bit(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("file_format", ["partitioned", "parquet", "csv"])
 def test_range_of_days_is_that_of_the_whole(
-    tmp_path: Path, start: date | None, end: date | None, file_format: str
+    stores: dict[str, tuple[Path, Bars]], start: date | None, end: date | None, file_format: str
 ) -> None:
-    bars = BARS if file_format != "csv" else BARS.head(1000)
-    if file_format == "partitioned":
-        write_series(tmp_path, bars)
-    elif file_format == "csv":
-        write_bars_csv(tmp_path, bars)
-    else:
-        write_one_file(tmp_path / "EURUSD_1h.parquet", bars)
-    loaded = DirectoryBarStore(tmp_path).load("EURUSD", "1h", start, end)
+    directory, bars = stores[file_format]
+    loaded = DirectoryBarStore(directory).load("EURUSD", "1h", start, end)
     assert loaded.digest() == bars.between(start, end).digest()
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Bars]]:
+    """Return a store of each format with what is in it; tests only read them."""
+    directories = {name: tmp_path_factory.mktemp(name) for name in ("partitioned", "parquet", "csv")}
+    few = BARS.head(1000)
+    write_series(directories["partitioned"], BARS)
+    write_one_file(directories["parquet"] / "EURUSD_1h.parquet", BARS)
+    write_bars_csv(directories["csv"], few)
+    return {name: (directory, few if name == "csv" else BARS) for name, directory in directories.items()}
 
 
 def write_one_file(path: Path, bars: Bars, *, row_group_size: int = 1000) -> None:

@@ -6,16 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_core.config.strategy import DataSplitConfig
-from ktrdr_core.data.bars import IntArray
+from ktrdr_core.data.bars import IntArray, day_of
 from ktrdr_core.datasets.split import (
     MIN_PART_ROWS,
     check_part_sizes,
+    overlap_warning,
     split_rows,
     split_series,
     training_stop_bar,
+    whole_test_stretch,
 )
 from ktrdr_core.errors import TooFewBarsError
 from ktrdr_core.features.scaler import Scaler
+from ktrdr_core.labels.labels import NO_LABEL
+from tests.kit.builders import make_bars
 from tests.kit.rows import COLUMNS, planted_labels, planted_rows
 
 SHARES = DataSplitConfig(train=0.7, validation=0.15, test=0.15)
@@ -198,7 +202,7 @@ def test_too_few_rows_are_refused_with_the_counts() -> None:
         split_rows(rows, columns=COLUMNS, shares=SHARES)
     with pytest.raises(TooFewBarsError, match=r"EURUSD 1h has 40 bars .* train 0, validation 0, test 0 rows"):
         check_part_sizes(40, -5, SHARES, HORIZON, subject="EURUSD 1h")
-    with pytest.raises(TooFewBarsError, match=r"an embargo of 12 bars and .* shorter horizon or embargo") as caught:
+    with pytest.raises(TooFewBarsError, match=r"an embargo of 12 bars and .* or horizon or embargo") as caught:
         check_part_sizes(200, 150, SHARES.model_copy(update={"embargo_bars": 12}), 5, subject="EURUSD 1h")
     assert caught.value.violations[0].field == "spec.start_date"
     check_part_sizes(200, 150, SHARES, 5, subject="EURUSD 1h")
@@ -215,3 +219,46 @@ def test_the_check_before_a_training_agrees_with_the_split(
     else:
         with pytest.raises(TooFewBarsError):
             check_part_sizes(num_rows, num_rows, shares, horizon, subject="X")
+
+
+def test_symbols_tested_while_others_are_trained_on_are_told_with_their_days() -> None:
+    rows, _ = planted_rows((1_000, 400))
+    split = split_rows(rows, columns=COLUMNS, shares=SHARES)
+    tested = [time for time, own in zip(split.test.times.tolist(), split.test.symbol_ids, strict=True) if own == 1]
+    num_meanwhile = sum(
+        own == 0 and tested[0] <= time <= tested[-1]
+        for time, own in zip(split.train.times, split.train.symbol_ids, strict=True)
+    )
+    warning = overlap_warning(split)
+    assert num_meanwhile > 30
+    assert warning is not None
+    assert warning.startswith(f"{100 * num_meanwhile / len(split.train):.1f} % of the training rows")
+    assert f"of S1 ({day_of(tested[0])} to {day_of(tested[-1])})" in warning
+
+
+@pytest.mark.parametrize("lengths", [(500,), (500, 505, 498)])
+def test_symbols_of_one_range_need_no_warning(lengths: tuple[int, ...]) -> None:
+    rows, _ = planted_rows(lengths)
+    assert overlap_warning(split_rows(rows, columns=COLUMNS, shares=SHARES)) is None
+
+
+def test_whole_test_stretch_has_every_bar_between_the_test_rows_of_a_symbol() -> None:
+    rows, _ = planted_rows((400, 300), window_bars=3)
+    bars = [make_bars(400, 0, symbol="S0"), make_bars(300, 1, symbol="S1")]
+    split = split_rows(rows, columns=COLUMNS, shares=SHARES)
+    stretch = whole_test_stretch(split, bars)
+    for symbol_id in (0, 1):
+        own = split.test.rows[split.test.symbol_ids == symbol_id]
+        found = stretch.symbol_ids == symbol_id
+        assert stretch.rows[found].tolist() == list(range(own[0], own[-1] + 1))
+        assert np.diff(stretch.times[found]).tolist() == [3_600 * 10**9] * (own[-1] - own[0])
+        labelled = np.isin(stretch.rows, own)
+        assert (stretch.times[labelled] == split.test.times[split.test.symbol_ids == symbol_id]).all()
+    assert len(stretch) > len(split.test)
+    assert (stretch.y == NO_LABEL).all()
+
+
+def test_whole_test_stretch_is_the_test_part_where_every_bar_has_a_label() -> None:
+    rows, _ = planted_rows((400,), gap_share=0.0)
+    split = split_rows(rows, columns=COLUMNS, shares=SHARES)
+    assert whole_test_stretch(split, [make_bars(400, 0, symbol="S0")]) is split.test

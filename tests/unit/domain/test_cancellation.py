@@ -9,6 +9,7 @@ import pytest
 
 from ktrdr_core.domain.cancellation import CancellationToken, LocalCancellationToken, raise_if_cancelled
 from ktrdr_core.errors import CancellationError
+from tests.kit.eventually import PATIENCE_S
 
 
 def test_local_token_is_a_cancellation_token() -> None:
@@ -31,6 +32,6 @@ async def test_cancel_from_a_thread_wakes_a_coroutine() -> None:
     await asyncio.sleep(0)
     thread = threading.Thread(target=token.cancel)
     thread.start()
-    await asyncio.wait_for(waiter, timeout=5)
+    await asyncio.wait_for(waiter, timeout=PATIENCE_S)
     thread.join()
-    await asyncio.wait_for(token.wait_for_cancellation(), timeout=5)
+    await asyncio.wait_for(token.wait_for_cancellation(), timeout=PATIENCE_S)

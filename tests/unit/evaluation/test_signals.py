@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktrdr_core.data.bars import Bars
-from ktrdr_core.evaluation.signals import SymbolPositions, evaluate_signals, max_drawdown, sharpe_ratio
+from ktrdr_core.evaluation.signals import (
+    MOST_CAPITAL,
+    SymbolPositions,
+    evaluate_signals,
+    max_drawdown,
+    sharpe_ratio,
+)
 from tests.kit.builders import bars_of_closes, make_bars
 
 HOURS_PER_YEAR = 365.25 * 24
@@ -160,6 +166,16 @@ def test_short_that_loses_everything_stays_at_nothing() -> None:
     assert found["net_return"] == -1.0
     assert found["max_drawdown"] == 1.0
     assert all(math.isfinite(value) for value in found.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize("low", [1e-12, 1e-300])
+@pytest.mark.parametrize("cycle", [[1, -1], [1, 0], [1, 1], [-1, -1]])
+def test_prices_that_are_broken_give_finite_figures(low: float, cycle: list[int]) -> None:
+    bars = bars_of_closes([low, 1 / low] * 40)
+    evaluation = evaluate_signals([held(bars, list(range(79)), (cycle * 40)[:79])], cost_bps=1)
+    assert np.isfinite(np.array(list(evaluation.values()), dtype=np.float64)).all()
+    if cycle == [1, -1]:  # a reversal at each extreme: up without end, then the short
+        assert evaluation["net_return"] == pytest.approx(MOST_CAPITAL)
 
 
 @given(symbol=some_positions("A"), cost_bps=st.floats(0, 1_000))

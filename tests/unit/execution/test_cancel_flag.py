@@ -9,6 +9,7 @@ import pytest
 from ktrdr_core.domain.cancellation import CancellationToken, raise_if_cancelled
 from ktrdr_core.errors import CancellationError
 from ktrdr_core.execution.cancel_flag import CancelFlag, FlagToken, Want
+from tests.kit.eventually import PATIENCE_S
 
 
 def test_the_flag_token_is_a_cancellation_token() -> None:
@@ -40,4 +41,4 @@ async def test_a_coroutine_is_woken_by_the_flag() -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     flag.want = Want.CANCEL
-    await asyncio.wait_for(waiting, timeout=5)
+    await asyncio.wait_for(waiting, timeout=PATIENCE_S)

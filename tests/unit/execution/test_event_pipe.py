@@ -12,6 +12,7 @@ import pytest
 from ktrdr_core.clock import utc_now
 from ktrdr_core.domain.progress import BatchDetail, ProgressEvent, WarningDetail
 from ktrdr_core.execution.event_pipe import MessageKind, MessageWriter, frame, read_messages
+from tests.kit.eventually import PATIENCE_S
 
 
 def warning(text: str) -> ProgressEvent:
@@ -96,5 +97,5 @@ def test_a_durable_event_waits_for_room_and_is_written_whole(pipe: tuple[int, in
     expected = frame(MessageKind.EVENT, event.to_json().encode())
     while not received.endswith(expected):
         received += os.read(pipe[0], 65536)
-    sender.join(timeout=5)
+    sender.join(timeout=PATIENCE_S)
     assert not sender.is_alive()

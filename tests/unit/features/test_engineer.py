@@ -215,9 +215,11 @@ def test_value_that_is_none_after_the_warm_up_is_refused_with_bar_and_name(broke
         leading_nan(np.array([np.nan, 1, 2, 3, broken, 5]), "rsi_14", bars)
 
 
-def test_infinite_value_within_the_warm_up_is_refused() -> None:
-    with pytest.raises(InvalidIndicatorError, match="is inf at bar 0"):
-        leading_nan(np.array([np.inf, np.nan, 1.0]), "rsi_14", make_bars(3))
+@pytest.mark.parametrize("later", [np.nan, 1.0, 1e300])
+@pytest.mark.parametrize(("broken", "shown"), [(np.inf, "inf"), (-1e300, r"-1e\+300")])
+def test_value_no_float32_can_hold_is_no_warm_up(broken: float, shown: str, later: float) -> None:
+    with pytest.raises(InvalidIndicatorError, match=f"is {shown} at bar 0 .* after its warm-up of 0 bars"):
+        leading_nan(np.array([broken, np.nan, later]), "rsi_14", make_bars(3))
 
 
 def test_warm_up_is_counted() -> None:

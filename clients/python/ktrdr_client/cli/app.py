@@ -320,7 +320,7 @@ def models_predict(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Model directory, name in the store, or strategy (its newest).")
     ],
-    symbol: Annotated[str | None, typer.Option(help="Instrument. Default: the one the model was trained on.")] = None,
+    symbol: Annotated[str | None, typer.Option(help="Instrument. Default: the first the model was trained on.")] = None,
     start: StartDate = None,
     end: EndDate = None,
     bars_dir: Annotated[
