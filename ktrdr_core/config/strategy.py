@@ -8,27 +8,20 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ktrdr_core.config.sections import (
-    ArchitectureConfig,
-    DataSplitConfig,
-    DecisionsConfig,
+from ktrdr_core.config.data_sections import (
     DeploymentConfig,
     DeploymentTarget,
-    FeaturesConfig,
-    FuzzySetConfig,
-    FuzzySets,
     Header,
-    IndicatorConfig,
-    LabelsConfig,
-    ModelConfig,
-    OptimisationConfig,
     SymbolsConfig,
     TimeframesConfig,
-    TrainingConfig,
     TrainingDataConfig,
-    ValidationConfig,
 )
+from ktrdr_core.config.decision_sections import DecisionsConfig
+from ktrdr_core.config.fuzzy_section import FuzzySetConfig, FuzzySets
+from ktrdr_core.config.indicator_section import IndicatorConfig
+from ktrdr_core.config.model_sections import ArchitectureConfig, FeaturesConfig, ModelConfig, OptimisationConfig
 from ktrdr_core.config.signatures import SIGNATURES, canonical_indicator_name, nearest
+from ktrdr_core.config.training_sections import DataSplitConfig, LabelsConfig, TrainingConfig, ValidationConfig
 from ktrdr_core.domain.timeframe import Timeframe
 from ktrdr_core.errors import InvalidIndicatorError
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ktrdr_core.config.sections import DecisionsConfig, FiltersConfig, LabelsConfig, TradingHours
+from ktrdr_core.config.decision_sections import DecisionsConfig, FiltersConfig, TradingHours
 from ktrdr_core.config.strategy import StrategyConfig
+from ktrdr_core.config.training_sections import LabelsConfig
 from ktrdr_core.data.bars import Bars
 from ktrdr_core.domain.labels import NUM_CLASSES, SignalClass
 from ktrdr_core.domain.timeframe import Timeframe

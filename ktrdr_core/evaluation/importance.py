@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ktrdr_core.config.sections import LabelsConfig
+from ktrdr_core.config.training_sections import LabelsConfig
 from ktrdr_core.datasets.dataset import DatasetPart, sliding_windows
 from ktrdr_core.domain.labels import SignalClass
 from ktrdr_core.domain.result import GroupImportance, ImportanceInterval

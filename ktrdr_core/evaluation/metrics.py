@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ktrdr_core.config.sections import LabelsConfig
+from ktrdr_core.config.training_sections import LabelsConfig
 from ktrdr_core.domain.labels import CLASS_NAMES, NUM_CLASSES
 from ktrdr_core.domain.result import ClassMetrics, TestMetrics
 from ktrdr_core.errors import InvalidInputError

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ktrdr_core.config.sections import IndicatorConfig
+from ktrdr_core.config.indicator_section import IndicatorConfig
 from ktrdr_core.config.signatures import LEVEL_OUTPUT
 from ktrdr_core.data.bars import Bars, FloatArray, time_text
 from ktrdr_core.errors import InvalidBarsError

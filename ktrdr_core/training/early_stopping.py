@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ktrdr_core.config.sections import EarlyStoppingConfig, StoppingMetric
+from ktrdr_core.config.model_sections import EarlyStoppingConfig, StoppingMetric
 
 _FALLING: frozenset[StoppingMetric] = frozenset({"val_loss"})
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from ktrdr_core.config.sections import EarlyStoppingConfig, OptimisationConfig, ScheduleConfig
+from ktrdr_core.config.model_sections import EarlyStoppingConfig, OptimisationConfig, ScheduleConfig
 from ktrdr_core.config.violations import invalid_strategy
 from ktrdr_core.errors import FieldViolation, InvalidInputError
 

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from typing import Any, get_args
 
 from ktrdr_core.config.loader import parse_strategy, strategy_from_dict
-from ktrdr_core.config.sections import ModelConfig
+from ktrdr_core.config.model_sections import ModelConfig
 from ktrdr_core.config.strategy import DataSplitConfig, StrategyConfig
 from ktrdr_core.data.bar_store import BarStore
 from ktrdr_core.data.bars import Bars

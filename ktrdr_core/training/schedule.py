@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ktrdr_core.config.sections import ScheduleConfig
+from ktrdr_core.config.model_sections import ScheduleConfig
 
 
 class LearningRateSchedule:

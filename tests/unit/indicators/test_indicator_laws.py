@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_core.config.sections import IndicatorConfig
+from ktrdr_core.config.indicator_section import IndicatorConfig
 from ktrdr_core.config.signatures import SIGNATURES, IndicatorSignature, PriceSource
 from ktrdr_core.data.bars import BAR_COLUMNS, Bars, FloatArray, validate_bars
 from ktrdr_core.indicators.compute import compute_indicators, indicator_warm_up_bars

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from ktrdr_core.config.sections import IndicatorConfig
+from ktrdr_core.config.indicator_section import IndicatorConfig
 from ktrdr_core.config.signatures import SIGNATURES
 from ktrdr_core.data.bars import Bars, FloatArray, validate_bars
 from ktrdr_core.errors import InvalidBarsError, InvalidIndicatorError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ktrdr_core.config.sections import IndicatorConfig
+from ktrdr_core.config.indicator_section import IndicatorConfig
 from ktrdr_core.config.signatures import SIGNATURES
 from ktrdr_core.data.bars import Bars, validate_bars
 from ktrdr_core.indicators.registry import SOURCE, find_indicator

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ktrdr_core.config.sections import ArchitectureConfig, ModelConfig
+from ktrdr_core.config.model_sections import ArchitectureConfig, ModelConfig
 from ktrdr_core.errors import InvalidInputError
 from ktrdr_core.models.network_spec import (
     BUILT_ACTIVATIONS,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_core.config.sections import EarlyStoppingConfig, StoppingMetric
+from ktrdr_core.config.model_sections import EarlyStoppingConfig, StoppingMetric
 from ktrdr_core.training.early_stopping import EarlyStopping
 
 

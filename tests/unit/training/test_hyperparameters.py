@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ktrdr_core.config.sections import OptimisationConfig
+from ktrdr_core.config.model_sections import OptimisationConfig
 from ktrdr_core.errors import InvalidInputError
 from ktrdr_core.training.hyperparameters import REQUIRED_KEYS, Hyperparameters
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_core.config.sections import ScheduleConfig
+from ktrdr_core.config.model_sections import ScheduleConfig
 from ktrdr_core.training.schedule import LearningRateSchedule
 
 RATE = 0.02
