@@ -310,7 +310,7 @@ def test_models_are_listed_shown_and_predict_by_name_and_by_path(here: Here, tra
         assert line["time"].startswith("2017-12-29T")
         assert sum(line["probabilities"].values()) == pytest.approx(1.0)
         best = max(line["probabilities"], key=lambda key: line["probabilities"][key])
-        assert set(line) == {"type", "time", "decision", "class", "probabilities", "predicted_return"}
+        assert set(line) == {"type", "symbol", "time", "decision", "class", "probabilities", "predicted_return"}
         assert line["predicted_return"] is None
         assert line["class"] == best
         assert line["decision"] == (best if line["probabilities"][best] >= 0.45 else "HOLD")

@@ -38,10 +38,10 @@ def cli(directory: Path) -> Iterator[Cli]:
 
 @pytest.fixture
 def typed(cli: Cli, directory: Path) -> Callable[..., Ran]:
-    def call(*arguments: str) -> Ran:
+    def call(*arguments: str, code: int = 0) -> Ran:
         with cli.start(*arguments, cwd=directory) as process:
             out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, f"{arguments}\n{out}{err}"
+        assert process.returncode == code, f"{arguments}\n{out}{err}"
         return Ran(process.returncode, out, err)
 
     return call
@@ -119,6 +119,8 @@ def test_a_parquet_file_of_two_symbols_trains_one_model_that_decides_on_both(
     assert trained["state"] == "COMPLETED"
     (model,) = typed("models", "show", "both_sides", "--json").lines
     assert model["symbols"] == ["AAABBB", "BBBAAA"]
+    refused = typed("models", "predict", "both_sides", code=2)
+    assert "trained on AAABBB, BBBAAA; name one with --symbol" in refused.stderr
     # The bars end in June: of both symbols, the same days are judged.
     for symbol in model["symbols"]:
         predictions = typed(

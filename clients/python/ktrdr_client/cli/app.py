@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from ktrdr_client.cli import exit_codes
+from ktrdr_client.cli.data_app import data_app
 from ktrdr_client.cli.exit_codes import ExitCode
+from ktrdr_client.cli.models_app import models_app
+from ktrdr_client.cli.options import FLAG, EndDate, Json, StartDate, TrainingId, go, session_of
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.settings import ClientSettings
 from ktrdr_core.errors import InternalError, InvalidInputError, KtrdrError
@@ -30,12 +33,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="The model store.", no_args_is_help=True)
 strategies_app = typer.Typer(help="Strategy files.", no_args_is_help=True)
 config_app = typer.Typer(help="The backend's configuration.", no_args_is_help=True)
 backend_app = typer.Typer(help="The backend service.", no_args_is_help=True)
 trainer_app = typer.Typer(help="The trainer service.", no_args_is_help=True)
-data_app = typer.Typer(help="The bars on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(strategies_app, name="strategies")
 app.add_typer(config_app, name="config")
@@ -50,14 +51,6 @@ class Mode(StrEnum):
     AUTO = "auto"
     LOCAL = "local"
     HOST = "host"
-
-
-_FLAG = ""  # else help shows <bool>, as if the option took a value
-
-TrainingId = Annotated[str, typer.Argument(metavar="ID", help="Id of the training, or its first characters.")]
-Json = Annotated[bool, typer.Option("--json", metavar=_FLAG, help="Print one JSON object a line.")]
-StartDate = Annotated[str | None, typer.Option("--start", metavar="DATE", help="First day, YYYY-MM-DD, UTC.")]
-EndDate = Annotated[str | None, typer.Option("--end", metavar="DATE", help="Last day, YYYY-MM-DD, UTC.")]
 
 
 def _print_version(is_asked: bool) -> None:
@@ -82,28 +75,16 @@ def main_options(
         Path | None,
         typer.Option(help="State of the embedded backend; also KTRDR_DATA_DIR. Default: ~/.local/share/ktrdr."),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", metavar=_FLAG, help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", metavar=FLAG, help="Show tracebacks.")] = False,
     version: Annotated[
         bool,
         typer.Option(
-            "--version", metavar=_FLAG, is_eager=True, callback=_print_version, help="Print the version and end."
+            "--version", metavar=FLAG, is_eager=True, callback=_print_version, help="Print the version and end."
         ),
     ] = False,
 ) -> None:
     del version  # its callback has ended the run
     context.obj = CliSession(settings=ClientSettings.load(backend=backend, data_dir=data_dir, is_debug=debug))
-
-
-def _go(work: Coroutine[Any, Any, int | None]) -> int:
-    import asyncio
-
-    return int(asyncio.run(work) or 0)
-
-
-def _session(context: typer.Context, *, is_json: bool = False) -> CliSession:
-    session: CliSession = context.obj
-    session.is_json = is_json
-    return session
 
 
 # Trainings
@@ -122,7 +103,7 @@ def train(
     end: EndDate = None,
     mode: Annotated[Mode | None, typer.Option(help="Where to run. Default: as the backend is configured.")] = None,
     require_gpu: Annotated[
-        bool, typer.Option("--require-gpu", metavar=_FLAG, help="Fail rather than run without a GPU.")
+        bool, typer.Option("--require-gpu", metavar=FLAG, help="Fail rather than run without a GPU.")
     ] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training part.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per optimiser update.")] = None,
@@ -132,11 +113,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change the strategy, such as indicators[0].period=21."),
     ] = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", metavar=_FLAG, help="Do not watch; print the id and end.")
-    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", metavar=FLAG, help="Do not watch; print the id and end.")] = False,
     validate_only: Annotated[
-        bool, typer.Option("--validate-only", metavar=_FLAG, help="Check everything, train nothing.")
+        bool, typer.Option("--validate-only", metavar=FLAG, help="Check everything, train nothing.")
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -160,7 +139,7 @@ def train(
         detach=detach,
         validate_only=validate_only,
     )
-    return _go(body(_session(context, is_json=as_json), arguments))
+    return go(body(session_of(context, is_json=as_json), arguments))
 
 
 @app.command()
@@ -168,7 +147,7 @@ def watch(context: typer.Context, training_id: TrainingId, as_json: Json = False
     """Watch a training until it ends."""
     from ktrdr_client.cli.training_commands import watch as body
 
-    return _go(body(_session(context, is_json=as_json), training_id))
+    return go(body(session_of(context, is_json=as_json), training_id))
 
 
 @app.command()
@@ -176,14 +155,14 @@ def cancel(
     context: typer.Context,
     training_id: TrainingId,
     save_checkpoint: Annotated[
-        bool, typer.Option("--save-checkpoint", metavar=_FLAG, help="Stop at the next batch and keep a checkpoint.")
+        bool, typer.Option("--save-checkpoint", metavar=FLAG, help="Stop at the next batch and keep a checkpoint.")
     ] = False,
     as_json: Json = False,
 ) -> int:
     """End a training; answers when its worker is gone."""
     from ktrdr_client.cli.training_commands import cancel as body
 
-    return _go(body(_session(context, is_json=as_json), training_id, save_checkpoint=save_checkpoint))
+    return go(body(session_of(context, is_json=as_json), training_id, save_checkpoint=save_checkpoint))
 
 
 @app.command()
@@ -191,7 +170,7 @@ def show(context: typer.Context, training_id: TrainingId, as_json: Json = False)
     """Show one training."""
     from ktrdr_client.cli.training_commands import show as body
 
-    return _go(body(_session(context, is_json=as_json), training_id))
+    return go(body(session_of(context, is_json=as_json), training_id))
 
 
 @app.command(name="list")
@@ -203,7 +182,7 @@ def list_trainings(
     """List trainings, newest first."""
     from ktrdr_client.cli.training_commands import list_trainings as body
 
-    return _go(body(_session(context, is_json=as_json), limit))
+    return go(body(session_of(context, is_json=as_json), limit))
 
 
 @app.command()
@@ -211,7 +190,7 @@ def trainers(context: typer.Context, as_json: Json = False) -> int:
     """List the trainers the backend knows, with their health."""
     from ktrdr_client.cli.training_commands import trainers as body
 
-    return _go(body(_session(context, is_json=as_json)))
+    return go(body(session_of(context, is_json=as_json)))
 
 
 # Configuration
@@ -222,7 +201,7 @@ def config_get(context: typer.Context, as_json: Json = False) -> int:
     """Show the backend's configuration."""
     from ktrdr_client.cli.training_commands import config_get as body
 
-    return _go(body(_session(context, is_json=as_json)))
+    return go(body(session_of(context, is_json=as_json)))
 
 
 @config_app.command(name="set")
@@ -235,7 +214,7 @@ def config_set(
     """Change the backend's configuration; kept across restarts."""
     from ktrdr_client.cli.training_commands import config_set as body
 
-    return _go(body(_session(context, is_json=as_json), key, value))
+    return go(body(session_of(context, is_json=as_json), key, value))
 
 
 # Services
@@ -246,7 +225,7 @@ def backend_serve(context: typer.Context) -> int:
     """Run a backend here; its flags: ktrdr backend serve --help."""
     from ktrdr_client.cli.service_commands import serve
 
-    return serve("backend_service", context.args, _session(context))
+    return serve("backend_service", context.args, session_of(context))
 
 
 @trainer_app.command(name="serve", context_settings=_PASS_THROUGH)
@@ -254,7 +233,7 @@ def trainer_serve(context: typer.Context) -> int:
     """Run a trainer here; its flags: ktrdr trainer serve --help."""
     from ktrdr_client.cli.service_commands import serve
 
-    return serve("trainer_service", context.args, _session(context))
+    return serve("trainer_service", context.args, session_of(context))
 
 
 @app.command()
@@ -270,8 +249,8 @@ def up(
     """Run a backend and a trainer here, together, until Ctrl-C."""
     from ktrdr_client.cli.service_commands import up as body
 
-    session = _session(context)
-    return _go(
+    session = session_of(context)
+    return go(
         body(
             session,
             host=host,
@@ -284,58 +263,6 @@ def up(
     )
 
 
-# Models
-
-
-@models_app.command(name="list")
-def models_list(
-    context: typer.Context,
-    strategy: Annotated[str, typer.Option(help="Only this strategy.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
-    as_json: Json = False,
-) -> int:
-    """List stored models, newest first."""
-    from ktrdr_client.cli.model_commands import list_models as body
-
-    return _go(body(_session(context, is_json=as_json), strategy, limit))
-
-
-@models_app.command(name="show")
-def models_show(
-    context: typer.Context,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Name in the store, a strategy (its newest) or a model id.")
-    ],
-    as_json: Json = False,
-) -> int:
-    """Show one stored model."""
-    from ktrdr_client.cli.model_commands import show as body
-
-    return _go(body(_session(context, is_json=as_json), model))
-
-
-@models_app.command(name="predict")
-def models_predict(
-    context: typer.Context,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Model directory, name in the store, or strategy (its newest).")
-    ],
-    symbol: Annotated[str | None, typer.Option(help="Instrument. Default: the first the model was trained on.")] = None,
-    start: StartDate = None,
-    end: EndDate = None,
-    bars_dir: Annotated[
-        Path | None, typer.Option(help="Bars. Default: KTRDR_BARS_DIR, or data, or the backend's.")
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """Print a model's decision for each bar; without dates for the last 24 bars."""
-    from ktrdr_client.cli.predict_command import predict as body
-
-    return _go(
-        body(_session(context, is_json=as_json), model, symbol=symbol, start=start, end=end, bars_dir=bars_dir),
-    )
-
-
 # Strategies
 
 
@@ -344,7 +271,7 @@ def strategies_list(context: typer.Context, as_json: Json = False) -> int:
     """List the backend's strategies with their status."""
     from ktrdr_client.cli.strategy_commands import list_strategies as body
 
-    return _go(body(_session(context, is_json=as_json)))
+    return go(body(session_of(context, is_json=as_json)))
 
 
 @strategies_app.command(name="validate")
@@ -356,7 +283,7 @@ def strategies_validate(
     """Check a strategy file, without bars and without a backend."""
     from ktrdr_client.cli.strategy_commands import validate as body
 
-    return body(_session(context, is_json=as_json), file)
+    return body(session_of(context, is_json=as_json), file)
 
 
 @app.command(name="indicators")
@@ -368,87 +295,8 @@ def indicators(
     """List the indicators a strategy may use, or show one; needs no backend."""
     from ktrdr_client.cli.indicator_command import list_indicators, show_indicator
 
-    session = _session(context, is_json=as_json)
+    session = session_of(context, is_json=as_json)
     return list_indicators(session) if name is None else show_indicator(session, name)
-
-
-# Data
-
-
-BarsDir = Annotated[Path | None, typer.Option(help="Store of bars. Default: KTRDR_BARS_DIR, or data.")]
-
-
-@data_app.command(name="import")
-def data_import(
-    context: typer.Context,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV or Parquet files of one series.")],
-    timeframe: Annotated[str, typer.Option(metavar="1h", help="Length of a bar.")],
-    symbol: Annotated[
-        str | None, typer.Option(help="Instrument. With a column of symbols: only this one; without it all.")
-    ] = None,
-    timezone: Annotated[str, typer.Option(metavar="ZONE", help="Zone of times that have none.")] = "UTC",
-    columns: Annotated[
-        str | None, typer.Option(metavar="ROLE=COLUMN,...", help="Such as time=Date+Clock,open=O.")
-    ] = None,
-    scale: Annotated[
-        str | None, typer.Option(metavar="COLUMN=FACTOR,...", help="Such as price=0.00001,volume=1000.")
-    ] = None,
-    time_format: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="Such as '%d.%m.%Y %H:%M', iso, s or ms.")
-    ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", metavar=_FLAG, help="Sort, and drop what breaks a rule; all is reported.")
-    ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", metavar=_FLAG, help="Put the bars in the place of the stored series.")
-    ] = False,
-    merge: Annotated[bool, typer.Option("--merge", metavar=_FLAG, help="Add the bars to the stored series.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", metavar=_FLAG, help="Import without asking.")] = False,
-    bars_dir: BarsDir = None,
-    as_json: Json = False,
-) -> int:
-    """Import bars: say what was understood, ask, store."""
-    from ktrdr_client.cli.data_commands import ImportArguments
-    from ktrdr_client.cli.data_commands import import_files as body
-
-    arguments = ImportArguments(
-        files=tuple(files),
-        symbol=symbol,
-        timeframe=timeframe,
-        timezone=timezone,
-        columns=columns,
-        scale=scale,
-        time_format=time_format,
-        repair=repair,
-        replace=replace,
-        merge=merge,
-        yes=yes,
-        bars_dir=bars_dir,
-    )
-    return body(_session(context, is_json=as_json), arguments)
-
-
-@data_app.command(name="list")
-def data_list(context: typer.Context, bars_dir: BarsDir = None, as_json: Json = False) -> int:
-    """List the series on this machine."""
-    from ktrdr_client.cli.data_commands import list_series as body
-
-    return body(_session(context, is_json=as_json), bars_dir=bars_dir)
-
-
-@data_app.command(name="check")
-def data_check(
-    context: typer.Context,
-    symbol: Annotated[str | None, typer.Argument(metavar="[SYMBOL]", help="Only this instrument.")] = None,
-    timeframe: Annotated[str | None, typer.Argument(metavar="[TIMEFRAME]", help="Only this timeframe.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", metavar=_FLAG, help="Let a warning fail, too.")] = False,
-    bars_dir: BarsDir = None,
-    as_json: Json = False,
-) -> int:
-    """Look for gaps, duplicates, impossible bars, clock jumps and constant runs."""
-    from ktrdr_client.cli.data_commands import check as body
-
-    return body(_session(context, is_json=as_json), symbol, timeframe, strict=strict, bars_dir=bars_dir)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -56,6 +56,10 @@ async def predict(
     from ktrdr_core.storage.artifact import load_result
 
     metadata = load_result(path)["metadata"]
+    if symbol is None and len(metadata["symbols"]) > 1:
+        raise InvalidInputError(
+            f"the model was trained on {', '.join(metadata['symbols'])}; name one with --symbol", field="--symbol"
+        )
     symbol = symbol or metadata["symbols"][0]
     timeframe, *higher = metadata["timeframes"]
     store = DirectoryBarStore(bars_dir or own_bars_dir)
@@ -85,7 +89,7 @@ async def predict(
             field="--start",
         )
     if session.is_json:
-        _write_json(session, predictions, rows)
+        _write_json(session, symbol, predictions, rows)
         return ExitCode.OK
     session.out.print(Text.assemble((path.name, "bold"), f"  {symbol}  {timeframe}  {len(rows)} bars"))
     titles = CLASS_NAMES if predictions.returns is None else ("predicted return",)
@@ -111,11 +115,12 @@ def _answers(predictions: Predictions, row: int) -> tuple[str, ...]:
     return tuple(f"{float(each):.3f}" for each in predictions.probabilities[row])
 
 
-def _write_json(session: CliSession, predictions: Predictions, rows: list[int]) -> None:
+def _write_json(session: CliSession, symbol: str, predictions: Predictions, rows: list[int]) -> None:
     from ktrdr_core.data.bars import time_text
 
     for row in rows:
         values = {
+            "symbol": symbol,
             "time": time_text(int(predictions.times[row])),
             "decision": CLASS_NAMES[int(predictions.decisions[row])],
             "class": CLASS_NAMES[int(predictions.classes[row])],
