@@ -120,7 +120,7 @@ def test_a_parquet_file_of_two_symbols_trains_one_model_that_decides_on_both(
     (model,) = typed("models", "show", "both_sides", "--json").lines
     assert model["symbols"] == ["AAABBB", "BBBAAA"]
     refused = typed("models", "predict", "both_sides", code=2)
-    assert "trained on AAABBB, BBBAAA; name one with --symbol" in refused.stderr
+    assert "trained on AAABBB, BBBAAA; name one with --symbol" in refused.err
     # The bars end in June: of both symbols, the same days are judged.
     for symbol in model["symbols"]:
         predictions = typed(
