@@ -21,6 +21,7 @@ from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_core.domain import progress
 from tests.kit.cli import ROOT, Cli, embedded_cli
 from tests.kit.documents import fenced_blocks
+from tests.kit.eventually import PATIENCE_S
 
 CLI_PAGE = ROOT / "docs" / "cli.md"
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")})
@@ -56,7 +57,7 @@ def test_client_example_trains_and_prints_the_test_metrics(cli: Cli) -> None:
         env={**os.environ, "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

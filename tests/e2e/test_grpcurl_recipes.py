@@ -14,6 +14,7 @@ import pytest
 
 from tests.kit.cli import ROOT, STRATEGY, Cli, embedded_cli
 from tests.kit.documents import fenced_blocks
+from tests.kit.eventually import PATIENCE_S
 
 RECIPES = fenced_blocks(ROOT / "docs" / "grpcurl.md")
 TESTED: set[str] = {"Recipes for grpcurl"}  # the block that says where the backend is
@@ -36,7 +37,7 @@ def _type(cli: Cli, heading: str, **variables: str) -> subprocess.CompletedProce
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.kit.cli import embedded_cli
 from tests.kit.documents import fenced_blocks
+from tests.kit.eventually import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -32,7 +33,7 @@ def test_transcript_of_make_demo_is_what_make_demo_prints(tmp_path: Path) -> Non
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=360,
         env={**os.environ, "KTRDR_EMBEDDED_IDLE_S": "5"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -55,7 +56,7 @@ def test_commands_of_the_readme_work_line_by_line(tmp_path: Path) -> None:
             words = shlex.split(line)
             assert words[0] == "ktrdr"
             with cli.start(*words[1:], cwd=tmp_path) as process:
-                out, err = process.communicate(timeout=60)
+                out, err = process.communicate(timeout=PATIENCE_S)
             assert process.returncode == 0, f"{line}\n{out}{err}"
 
 

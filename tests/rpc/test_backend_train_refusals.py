@@ -25,7 +25,7 @@ from tests.kit.backend import LOCAL, a_spec, running_backend
 from tests.kit.bad_strategies import BAD_STRATEGIES, BadStrategy
 from tests.kit.strategy_junk import changed_strategies
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 ALLOWED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND}
 
 

@@ -6,6 +6,7 @@ import pytest
 from ktrdr_client.cli.app import run
 
 from tests.kit.cli import ROOT, Cli, Ran, embedded_cli
+from tests.kit.eventually import PATIENCE_S
 
 
 @pytest.fixture(scope="package")
@@ -16,7 +17,7 @@ def cli_and_first_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         runs = []
         for twin in twins:
             with twin:
-                out, err = twin.communicate(timeout=60)
+                out, err = twin.communicate(timeout=PATIENCE_S)
                 runs.append(Ran(twin.returncode, out, err))
         yield cli, runs
 

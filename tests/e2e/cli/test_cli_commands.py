@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.cli import ROOT, STRATEGY, Cli, Ran
+from tests.kit.eventually import PATIENCE_S
 
 LONG = ("--epochs", "100000")
 Here = Callable[..., Ran]
@@ -134,7 +135,7 @@ def test_interrupt_without_a_terminal_detaches_and_says_how_to_cancel(cli: Cli, 
             assert line, seen
             seen += line
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     training_id = seen.split("training ", 1)[1].split()[0]
     assert f"cancel {training_id}" in err
@@ -161,7 +162,7 @@ class Terminal:
         os.close(slave)
         self.shown = ""
 
-    def wait_for(self, text: str, *, timeout_s: float = 20.0) -> None:
+    def wait_for(self, text: str, *, timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while text not in self.shown:
             ready, _, _ = select.select([self._master], [], [], max(deadline - time.monotonic(), 0))
@@ -177,14 +178,14 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def close(self) -> int:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while self.process.poll() is None and time.monotonic() < deadline:
             if select.select([self._master], [], [], 0.05)[0]:
                 try:
                     self.shown += os.read(self._master, 65536).decode(errors="replace")
                 except OSError:  # the other side is closed
                     break
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=PATIENCE_S)
         os.close(self._master)
         return code
 
@@ -322,7 +323,7 @@ def test_models_are_listed_shown_and_predict_by_name_and_by_path(here: Here, tra
 def test_predict_away_from_the_bars_reads_those_of_the_backend(cli: Cli, trained: Ran, tmp_path: Path) -> None:
     name = f"neuro_mean_reversion/{Path(trained.lines[-1]['result']['model_path']).name}"
     with cli.start("models", "predict", name, "--json", cwd=tmp_path) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert len(out.splitlines()) == 24
 

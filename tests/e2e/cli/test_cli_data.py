@@ -16,6 +16,7 @@ from ktrdr_client.cli.app import run
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from tests.kit.builders import bars_csv, make_bars, write_bars_csv
 from tests.kit.cli import Cli, Ran
+from tests.kit.eventually import PATIENCE_S
 
 BARS = make_bars(400)
 Data = Callable[..., Ran]
@@ -168,7 +169,7 @@ def test_on_a_terminal_an_import_asks(tmp_path: Path, answer: bytes, code: int, 
     try:
         with cli.start(*words, "--bars-dir", str(tmp_path / "bars"), stdin=theirs) as process:
             os.write(ours, answer)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE_S)
     finally:
         os.close(ours)
         os.close(theirs)
@@ -245,5 +246,5 @@ def test_data_commands_load_neither_grpc_nor_torch(tmp_path: Path) -> None:
         f"run(['data', 'check', '--bars-dir', {str(tmp_path)!r}]); "
         "print(sorted({'grpc', 'torch', 'numba', 'talib', 'pandas'} & set(sys.modules)))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.kit.cli import ROOT, STRATEGY, Cli, wait_until_gone
+from tests.kit.eventually import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ShortLived(Cli):
     """A command whose embedded backend ends after a second without work."""
 
     def environment(self) -> dict[str, str]:
-        return {**super().environment(), "KTRDR_EMBEDDED_IDLE_S": "1"}
+        return {**super().environment(), "KTRDR_EMBEDDED_IDLE_S": "4"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def test_up_prints_both_addresses_and_ends_both_on_ctrl_c(tmp_path: Path) -> Non
         trainers = cli.run("--backend", backend[1], "trainers", "--json")
         assert [line["address"] for line in trainers.lines] == [trainer[1]]
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     wait_until_gone(services)
 
@@ -94,7 +95,7 @@ def test_serve_becomes_the_service_says_where_it_listens_and_ends_on_sigterm(tmp
             assert cli.run("--backend", line.split()[-1], "list", "--json").code == 0
         assert any(cli.data_dir.rglob("*.lock"))  # --data-dir is handed on
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
 
 

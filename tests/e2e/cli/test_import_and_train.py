@@ -18,6 +18,7 @@ from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.training.run_job import run_training
 from tests.kit.builders import REPOSITORY
 from tests.kit.cli import STRATEGY, Cli, Ran, embedded_cli
+from tests.kit.eventually import PATIENCE_S
 
 SHIPPED = DirectoryBarStore(REPOSITORY / "data").load("EURUSD", "1h")
 
@@ -40,7 +41,7 @@ def cli(directory: Path) -> Iterator[Cli]:
 def typed(cli: Cli, directory: Path) -> Callable[..., Ran]:
     def call(*arguments: str, code: int = 0) -> Ran:
         with cli.start(*arguments, cwd=directory) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == code, f"{arguments}\n{out}{err}"
         return Ran(process.returncode, out, err)
 

@@ -38,7 +38,7 @@ async def test_both_are_started_the_backend_knows_the_trainer_and_both_end(capfd
     supervisor = _supervisor()
     addresses = await supervisor.start()
     await supervisor.stop()
-    wait_until_gone([_pid(addresses.backend), _pid(addresses.trainer)], timeout_s=1)
+    wait_until_gone([_pid(addresses.backend), _pid(addresses.trainer)])
     assert f"arguments ['--trainer', '{addresses.trainer}']" in capfd.readouterr().err
 
 
@@ -66,12 +66,12 @@ async def test_service_that_ignores_the_request_to_end_is_killed_after_the_limit
     addresses = await supervisor.start()
     begun = time.monotonic()
     await supervisor.stop(timeout_s=0.2)
-    assert 0.2 <= time.monotonic() - begun < 2
-    wait_until_gone([_pid(addresses.trainer)], timeout_s=1)
+    assert time.monotonic() - begun >= 0.2
+    wait_until_gone([_pid(addresses.trainer)])
 
 
 async def test_service_that_goes_on_printing_is_not_blocked() -> None:
     supervisor = _supervisor(backend=TALKS_ON)
     addresses = await supervisor.start()
     await supervisor.stop()
-    wait_until_gone([_pid(addresses.backend)], timeout_s=1)
+    wait_until_gone([_pid(addresses.backend)])
