@@ -43,8 +43,9 @@ demo: $(READY) ## Train the shipped strategy on the shipped bars through a backe
 
 test: $(READY) ## Run every test
 	@echo "test: unit, rpc, training, contracts, integration, architecture, e2e"
-	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -n 2 tests/unit
-	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests --ignore=tests/unit
+	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -n 2 --dist loadfile \
+		tests/unit tests/training tests/rpc tests/contracts tests/architecture
+	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests/integration tests/e2e
 
 test-unit: $(READY) ## Run the unit tests (seconds)
 	@$(BIN)/python -m pytest -q -n 2 tests/unit
