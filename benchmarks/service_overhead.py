@@ -19,7 +19,7 @@ from benchmarks.report import BenchRow
 from benchmarks.sample import BARS_DIR, build_spec
 from benchmarks.services import run_services
 from ktrdr_core.data.bar_store import DirectoryBarStore
-from ktrdr_core.domain.spec import ExecutionMode
+from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.child import run_in_child
 from ktrdr_core.storage.model_storage import ModelStorage
@@ -27,6 +27,12 @@ from ktrdr_core.training.run_job import run_training
 
 AIM_PERCENT = 1.0
 _LIMIT_S = 600.0
+_BATCH_SIZE = 8
+
+
+def _spec(epochs: int) -> TrainingSpec:
+    """Return a job of some forty epochs a second, as a longer training has: each is an event that is stored."""
+    return replace(build_spec(epochs), batch_size=_BATCH_SIZE)
 
 
 def train_by_library(epochs: int) -> float:
@@ -34,7 +40,7 @@ def train_by_library(epochs: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         begin_s = time.perf_counter()
         run_training(
-            build_spec(epochs),
+            _spec(epochs),
             bar_store=DirectoryBarStore(BARS_DIR),
             model_storage=ModelStorage(Path(name)),
             progress_callback=lambda epoch, total_epochs, metrics: None,
@@ -43,7 +49,7 @@ def train_by_library(epochs: int) -> float:
 
 
 async def _train_by_service(client: AsyncClient, epochs: int) -> float:
-    spec = replace(build_spec(epochs), execution_mode=ExecutionMode.HOST)
+    spec = replace(_spec(epochs), execution_mode=ExecutionMode.HOST)
     begin_s = time.perf_counter()
     training = await client.train(spec)
     async for _ in client.stream_progress(training.training_id):
