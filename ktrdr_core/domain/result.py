@@ -143,6 +143,25 @@ class FoldMetrics(TypedDict):
     majority_baseline_accuracy: float
 
 
+class RowReport(TypedDict):
+    """What became of the base bars, over all symbols; all but `bars` sum to it.
+
+    `warm_up_rows`: a feature was not known yet. `window_rows`: a window would have reached into the warm-up.
+    `unlabelled_rows`: the label's horizon was not complete, or the source gives none. `purged_rows` and
+    `embargoed_rows`: left out at the boundaries of the split.
+    """
+
+    bars: int
+    warm_up_rows: int
+    window_rows: int
+    unlabelled_rows: int
+    purged_rows: int
+    embargoed_rows: int
+    training_rows: int
+    validation_rows: int
+    test_rows: int
+
+
 class LeakageVerdict(TypedDict):
     """What was checked before training: `passed` is always true in a stored model, for a violation fails the training.
 
@@ -179,6 +198,7 @@ class Evaluation(TypedDict):
     validation_method: str
     folds: list[FoldMetrics]
     leakage: LeakageVerdict
+    rows: RowReport
 
 
 class ResultConfig(TypedDict):

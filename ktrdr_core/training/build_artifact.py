@@ -15,7 +15,7 @@ from ktrdr_core.config.strategy import DataSplitConfig, StrategyConfig
 from ktrdr_core.datasets.dataset import DataSplit
 from ktrdr_core.datasets.leakage import LeakageReport
 from ktrdr_core.datasets.rows import Rows
-from ktrdr_core.domain.result import Evaluation, LeakageVerdict, TestMetrics, TrainingMetrics
+from ktrdr_core.domain.result import Evaluation, LeakageVerdict, RowReport, TestMetrics, TrainingMetrics
 from ktrdr_core.storage.artifact import ModelArtifact
 from ktrdr_core.training.environment import describe_environment
 from ktrdr_core.training.model_trainer import TrainedModel
@@ -60,6 +60,21 @@ class DataFacts:
             "embargoed_rows": self.split.embargoed_rows,
             "horizon_bars": self.split.horizon_bars,
         }
+
+
+def row_report(rows: Rows, split: DataSplit) -> RowReport:
+    """Return what became of the bars, over all symbols."""
+    return {
+        "bars": sum(counts.bars for counts in rows.counts),
+        "warm_up_rows": sum(counts.warm_up_bars for counts in rows.counts),
+        "window_rows": sum(counts.window_bars for counts in rows.counts),
+        "unlabelled_rows": sum(counts.unlabelled_bars for counts in rows.counts),
+        "purged_rows": split.purged_rows,
+        "embargoed_rows": split.embargoed_rows,
+        "training_rows": len(split.train),
+        "validation_rows": len(split.validation),
+        "test_rows": len(split.test),
+    }
 
 
 def leakage_verdict(reports: Mapping[str, LeakageReport], label_spans: int, split: DataSplit) -> LeakageVerdict:

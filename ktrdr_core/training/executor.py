@@ -28,7 +28,7 @@ from ktrdr_core.evaluation.report import fold_metrics
 from ktrdr_core.labels.labels import Labels
 from ktrdr_core.storage.artifact import build_result
 from ktrdr_core.storage.stored_model import SaveTarget
-from ktrdr_core.training.build_artifact import DataFacts, build_artifact, leakage_verdict
+from ktrdr_core.training.build_artifact import DataFacts, build_artifact, leakage_verdict, row_report
 from ktrdr_core.training.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from ktrdr_core.training.fold_lanes import build_fold_lanes, build_fold_splits
 from ktrdr_core.training.hyperparameters import Hyperparameters
@@ -270,6 +270,7 @@ class TrainingExecutor:
                 "validation_method": validation.method if validation is not None else "",
                 "folds": fold_results,
                 "leakage": leakage_verdict(reports, label_spans, split),
+                "rows": row_report(rows, split),
             },
             warnings=self._warnings,
             start_time=start_time,

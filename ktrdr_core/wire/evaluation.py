@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
 from ktrdr.training.v1 import evaluation_pb2
 
 from ktrdr_core.domain.result import Evaluation
@@ -25,11 +26,15 @@ def evaluation_to_proto(evaluation: Evaluation) -> evaluation_pb2.Evaluation:
 
 def evaluation_from_proto(message: evaluation_pb2.Evaluation) -> Evaluation:
     """Return the evaluation of a message."""
-    raw = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    raw = _to_dict(message)
     raw["confusion_matrix"] = [list(row.counts) for row in message.confusion_matrix]
     raw.setdefault("regression", None)
-    for section in ("calibration", "baselines", "signals", "leakage"):  # unset by a service older than the field
-        raw.setdefault(section, {})
+    for section in ("calibration", "baselines", "signals", "leakage", "rows"):
+        raw[section] = _to_dict(getattr(message, section))  # zeros where a service older than a section leaves it unset
     for fold in raw["folds"]:
         fold["seed"] = int(fold["seed"])  # JSON has no 64-bit numbers, so protobuf writes them as text
     return cast(Evaluation, raw)
+
+
+def _to_dict(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

@@ -93,4 +93,15 @@ def make_evaluation(*, is_regression: bool = False, with_folds: bool = True) -> 
             "purged_rows": 21,
             "embargoed_rows": 3,
         },
+        "rows": {
+            "bars": 1_200,
+            "warm_up_rows": 34,
+            "window_rows": 5,
+            "unlabelled_rows": 10,
+            "purged_rows": 21,
+            "embargoed_rows": 3,
+            "training_rows": 790,
+            "validation_rows": 168,
+            "test_rows": 169,
+        },
     }

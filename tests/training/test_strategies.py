@@ -111,6 +111,8 @@ def test_strategy_trains_and_its_model_answers_as_it_was_judged(
     predictions = TradingModel.load(Path(result["model_path"])).predict(bars)
     test_rows = json.loads((Path(result["model_path"]) / "config.json").read_text())["data_config"]["rows"]["test"]
     confusion = np.array(evaluation["confusion_matrix"])
+    counted: dict[str, int] = {key: int(str(count)) for key, count in evaluation["rows"].items()}
+    assert counted.pop("bars") == len(bars) == sum(counted.values())
     assert confusion.sum() == test_rows == result["metadata"]["test_samples"]
     assert abs(result["test_metrics"]["accuracy"] - np.trace(confusion) / confusion.sum()) < 1e-12
     if "segments" not in name:  # whose last rows are not labelled one after the other

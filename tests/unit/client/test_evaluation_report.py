@@ -24,7 +24,13 @@ def test_leakage_verdict_comes_first_with_what_was_checked() -> None:
         "leakage check passed: 2 features recomputed with the future cut off at 6 and changed from 5"
     )
     assert "90 label spans of up to 10 bars" in first
-    assert "21 rows purged, 3 embargoed" in first
+
+
+def test_rows_that_were_dropped_are_told() -> None:
+    assert told().splitlines()[1] == (
+        "1200 bars: 34 of warm-up, 5 without a whole window, 10 without a label, 21 purged, 3 embargoed; 790 rows of "
+        "training, 168 of validation, 169 of test"
+    )
 
 
 def test_each_class_stands_beside_what_was_said_of_its_rows() -> None:

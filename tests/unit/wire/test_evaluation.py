@@ -24,6 +24,7 @@ SAME_NAME = (
     "GroupImportance",
     "FoldMetrics",
     "LeakageVerdict",
+    "RowReport",
 )
 
 
@@ -47,3 +48,9 @@ def test_zeros_come_back_as_zeros() -> None:
 def test_message_has_the_keys_of_the_domain(name: str) -> None:
     descriptor: Descriptor = getattr(evaluation_pb2, name).DESCRIPTOR
     assert {field.name for field in descriptor.fields} == set(typing.get_type_hints(getattr(result, name)))
+
+
+def test_section_that_a_service_leaves_unset_comes_as_zeros() -> None:
+    message = evaluation_to_proto(make_evaluation())
+    message.ClearField("rows")
+    assert set(evaluation_from_proto(message)["rows"].values()) == {0}

@@ -6,7 +6,14 @@ from ktrdr_client.cli import formats
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_fields, say_table
 from ktrdr_core.domain.labels import CLASS_NAMES
-from ktrdr_core.domain.result import Evaluation, FoldMetrics, ImportanceInterval, LeakageVerdict, SignalEvaluation
+from ktrdr_core.domain.result import (
+    Evaluation,
+    FoldMetrics,
+    ImportanceInterval,
+    LeakageVerdict,
+    RowReport,
+    SignalEvaluation,
+)
 
 _MAX_FEATURES = 8
 
@@ -14,6 +21,7 @@ _MAX_FEATURES = 8
 def tell_evaluation(session: CliSession, evaluation: Evaluation) -> None:
     """Print every part of an evaluation, the most doubtful first."""
     session.say(leakage_sentence(evaluation["leakage"]))
+    session.say(rows_sentence(evaluation["rows"]))
     _tell_classes(session, evaluation)
     _tell_signals(session, evaluation["signals"])
     _tell_importance(session, evaluation)
@@ -26,8 +34,17 @@ def leakage_sentence(verdict: LeakageVerdict) -> str:
     return (
         f"leakage check {word}: {verdict['num_features']} features recomputed with the future cut off at "
         f"{verdict['cuts']} and changed from {verdict['perturbations']} points; {verdict['label_spans']} label spans "
-        f"of up to {verdict['horizon_bars']} bars clear of the next part ({verdict['purged_rows']} rows purged, "
-        f"{verdict['embargoed_rows']} embargoed)"
+        f"of up to {verdict['horizon_bars']} bars clear of the next part"
+    )
+
+
+def rows_sentence(rows: RowReport) -> str:
+    """Return what became of the bars."""
+    window = f", {rows['window_rows']} without a whole window" if rows["window_rows"] else ""
+    return (
+        f"{rows['bars']} bars: {rows['warm_up_rows']} of warm-up{window}, {rows['unlabelled_rows']} without a label, "
+        f"{rows['purged_rows']} purged, {rows['embargoed_rows']} embargoed; {rows['training_rows']} rows of training, "
+        f"{rows['validation_rows']} of validation, {rows['test_rows']} of test"
     )
 
 

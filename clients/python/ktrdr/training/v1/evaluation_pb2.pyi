@@ -58,6 +58,7 @@ class Evaluation(_message.Message):
     VALIDATION_METHOD_FIELD_NUMBER: _builtins.int
     FOLDS_FIELD_NUMBER: _builtins.int
     LEAKAGE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     balanced_accuracy: _builtins.float
     """Mean recall over the classes that occur."""
     mcc: _builtins.float
@@ -104,6 +105,10 @@ class Evaluation(_message.Message):
     def leakage(self) -> Global___LeakageVerdict:
         """What was checked for look-ahead."""
 
+    @_builtins.property
+    def rows(self) -> Global___RowReport:
+        """What became of the bars."""
+
     def __init__(
         self,
         *,
@@ -120,16 +125,71 @@ class Evaluation(_message.Message):
         validation_method: _builtins.str = ...,
         folds: _abc.Iterable[Global___FoldMetrics] | None = ...,
         leakage: Global___LeakageVerdict | None = ...,
+        rows: Global___RowReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_regression", b"_regression", "baselines", b"baselines", "calibration", b"calibration", "leakage", b"leakage", "regression", b"regression", "signals", b"signals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_regression", b"_regression", "baselines", b"baselines", "calibration", b"calibration", "leakage", b"leakage", "regression", b"regression", "rows", b"rows", "signals", b"signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_regression", b"_regression", "balanced_accuracy", b"balanced_accuracy", "baselines", b"baselines", "calibration", b"calibration", "confusion_matrix", b"confusion_matrix", "folds", b"folds", "group_importance", b"group_importance", "importance", b"importance", "leakage", b"leakage", "mcc", b"mcc", "per_class", b"per_class", "regression", b"regression", "signals", b"signals", "validation_method", b"validation_method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_regression", b"_regression", "balanced_accuracy", b"balanced_accuracy", "baselines", b"baselines", "calibration", b"calibration", "confusion_matrix", b"confusion_matrix", "folds", b"folds", "group_importance", b"group_importance", "importance", b"importance", "leakage", b"leakage", "mcc", b"mcc", "per_class", b"per_class", "regression", b"regression", "rows", b"rows", "signals", b"signals", "validation_method", b"validation_method"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__regression: _TypeAlias = _typing.Literal["regression"]  # noqa: Y015
     _WhichOneofArgType__regression: _TypeAlias = _typing.Literal["_regression", b"_regression"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__regression) -> _WhichOneofReturnType__regression | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class RowReport(_message.Message):
+    """What became of the base bars, over all symbols; all but `bars` sum to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BARS_FIELD_NUMBER: _builtins.int
+    WARM_UP_ROWS_FIELD_NUMBER: _builtins.int
+    WINDOW_ROWS_FIELD_NUMBER: _builtins.int
+    UNLABELLED_ROWS_FIELD_NUMBER: _builtins.int
+    PURGED_ROWS_FIELD_NUMBER: _builtins.int
+    EMBARGOED_ROWS_FIELD_NUMBER: _builtins.int
+    TRAINING_ROWS_FIELD_NUMBER: _builtins.int
+    VALIDATION_ROWS_FIELD_NUMBER: _builtins.int
+    TEST_ROWS_FIELD_NUMBER: _builtins.int
+    bars: _builtins.int
+    """Bars of the range."""
+    warm_up_rows: _builtins.int
+    """Dropped because a feature was not known yet."""
+    window_rows: _builtins.int
+    """Dropped because their window would have reached into the warm-up."""
+    unlabelled_rows: _builtins.int
+    """Dropped because they have no label."""
+    purged_rows: _builtins.int
+    """Dropped because their label reached into the next part."""
+    embargoed_rows: _builtins.int
+    """Dropped by the embargo."""
+    training_rows: _builtins.int
+    """Rows of the training part."""
+    validation_rows: _builtins.int
+    """Rows of the validation part."""
+    test_rows: _builtins.int
+    """Rows of the test part."""
+    def __init__(
+        self,
+        *,
+        bars: _builtins.int = ...,
+        warm_up_rows: _builtins.int = ...,
+        window_rows: _builtins.int = ...,
+        unlabelled_rows: _builtins.int = ...,
+        purged_rows: _builtins.int = ...,
+        embargoed_rows: _builtins.int = ...,
+        training_rows: _builtins.int = ...,
+        validation_rows: _builtins.int = ...,
+        test_rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bars", b"bars", "embargoed_rows", b"embargoed_rows", "purged_rows", b"purged_rows", "test_rows", b"test_rows", "training_rows", b"training_rows", "unlabelled_rows", b"unlabelled_rows", "validation_rows", b"validation_rows", "warm_up_rows", b"warm_up_rows", "window_rows", b"window_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowReport: _TypeAlias = RowReport  # noqa: Y015
 
 @_typing.final
 class ClassMetrics(_message.Message):
