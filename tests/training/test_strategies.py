@@ -142,9 +142,13 @@ def test_validation_does_not_change_the_model(bar_store: DirectoryBarStore) -> N
 
 
 def test_folds_differ_from_one_another_and_seeds_too(bar_store: DirectoryBarStore) -> None:
-    folds = train(bar_store, None, strategy_text(**STRATEGIES["walk forward, twice"]))["evaluation"]["folds"]
+    evaluation = train(bar_store, None, strategy_text(**STRATEGIES["walk forward, twice"]))["evaluation"]
+    folds = evaluation["folds"]
     assert [(fold["fold"], fold["seed"]) for fold in folds] == [(n, seed) for n in (1, 2, 3) for seed in (42, 43)]
     assert len({fold["loss"] for fold in folds}) == 6
+    spans, rows = evaluation["leakage"]["label_spans"], evaluation["rows"]
+    own = rows["training_rows"] + rows["validation_rows"] + rows["test_rows"]
+    assert spans > own + sum(fold["train_rows"] + fold["judged_rows"] for fold in folds[::2]), "folds are checked too"
     assert sorted({fold["judged_from"] for fold in folds}) == [folds[index]["judged_from"] for index in (0, 2, 4)]
     assert max(fold["judged_to"] for fold in folds) < "2017-06-15"  # the test part is not judged by any
 
