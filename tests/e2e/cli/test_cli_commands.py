@@ -320,6 +320,18 @@ def test_models_are_listed_shown_and_predict_by_name_and_by_path(here: Here, tra
     assert "2017-12-29" in outside.err
 
 
+def test_predict_begins_where_the_training_began(here: Here) -> None:
+    """So that the test part gets the answers that were judged; days before the training have the bars before them."""
+    trained = here("train", STRATEGY, "--start", "2017-03-01", "--epochs", "1", "--json")
+    path = trained.lines[-1]["result"]["model_path"]
+    first_days = here("models", "predict", path, "--start", "2017-03-01", "--end", "2017-03-02", "--json")
+    warm_up_bars = 37
+    assert len(first_days.lines) == 48 - warm_up_bars
+    assert first_days.lines[0]["time"] == "2017-03-02T13:00:00Z"
+    days_before = here("models", "predict", path, "--start", "2017-02-27", "--end", "2017-02-28", "--json")
+    assert len(days_before.lines) == 48
+
+
 def test_predict_away_from_the_bars_reads_those_of_the_backend(cli: Cli, trained: Ran, tmp_path: Path) -> None:
     name = f"neuro_mean_reversion/{Path(trained.lines[-1]['result']['model_path']).name}"
     with cli.start("models", "predict", name, "--json", cwd=tmp_path) as process:
