@@ -74,7 +74,7 @@ class JudgedRows:
 
 
 class PartEvaluation(TypedDict):
-    """`Evaluation` without importance, folds and leakage, which need more than a part's outputs."""
+    """`Evaluation` without importance, folds, leakage and rows, which need more than a part's outputs."""
 
     balanced_accuracy: float
     mcc: float

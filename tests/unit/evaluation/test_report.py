@@ -122,7 +122,7 @@ def test_regression_is_judged_by_returns_and_by_the_classes_of_its_thresholds() 
 
 def test_every_field_of_the_result_is_there_and_finite() -> None:
     _, found = judge(make_rows())
-    later = {"importance", "group_importance", "validation_method", "folds", "leakage"}
+    later = {"importance", "group_importance", "validation_method", "folds", "leakage", "rows"}
     assert set(found) == set(Evaluation.__annotations__) - later
 
     def check(value: Any) -> None:
