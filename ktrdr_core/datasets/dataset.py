@@ -110,7 +110,6 @@ class DataSplit:
         horizon_bars: Bars ahead that a label has seen; rows purged at each boundary.
         purged_rows: Labelled rows dropped at the boundaries by the purge.
         embargoed_rows: Labelled rows dropped by the embargo.
-        warnings: Sentences for the result.
     """
 
     train: DatasetPart
@@ -123,7 +122,6 @@ class DataSplit:
     horizon_bars: int
     purged_rows: int
     embargoed_rows: int = 0
-    warnings: tuple[str, ...] = ()
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -149,7 +149,6 @@ def split_rows(
     columns: Sequence[FeatureColumn],
     shares: DataSplitConfig,
     scaling: ScalerKind = "standard",
-    warnings: Sequence[str] = (),
 ) -> DataSplit:
     """Return the three parts, split within each symbol, scaled by what the training part shows.
 
@@ -158,7 +157,6 @@ def split_rows(
         columns: Columns of the matrix; those of the indicator "symbol" are not scaled.
         shares: Chronological shares, and the embargo.
         scaling: Kind of scaler; with "none" the parts share the matrix of `rows`, else one scaled copy of it.
-        warnings: Carried into the result.
 
     Raises:
         TooFewBarsError: A part of a symbol has fewer than MIN_PART_ROWS rows.
@@ -169,7 +167,7 @@ def split_rows(
         parts = split_series(rows.bar_indices[own], rows.ends[own], shares)
         require_rows(parts, counts.bars, shares.embargo_bars, rows.horizon_bars, counts.symbol)
         by_symbol.append(parts)
-    return assemble_split(rows, by_symbol, columns=columns, scaling=scaling, warnings=warnings)
+    return assemble_split(rows, by_symbol, columns=columns, scaling=scaling)
 
 
 def whole_test_stretch(split: DataSplit, bars: Sequence[Bars]) -> DatasetPart:
@@ -236,7 +234,6 @@ def assemble_split(
     *,
     columns: Sequence[FeatureColumn],
     scaling: ScalerKind,
-    warnings: Sequence[str] = (),
     is_trimmed: bool = False,
 ) -> DataSplit:
     """Return the split whose parts have the given rows of each symbol.
@@ -246,7 +243,6 @@ def assemble_split(
         by_symbol: Row numbers within each symbol's rows.
         columns: See `split_rows`.
         scaling: See `split_rows`.
-        warnings: See `split_rows`.
         is_trimmed: Leave out of the scaled matrix, at both ends of each symbol, the bars that no part has a window on.
     """
     starts = [rows.slice_of(symbol_id).start for symbol_id in range(len(rows.symbols))]
@@ -291,7 +287,6 @@ def assemble_split(
         horizon_bars=rows.horizon_bars,
         purged_rows=sum(parts.purged_rows for parts in by_symbol),
         embargoed_rows=sum(parts.embargoed_rows for parts in by_symbol),
-        warnings=tuple(warnings),
     )
 
 

@@ -16,7 +16,6 @@ MODEL_TYPES: tuple[str, ...] = ("mlp", *WINDOW_MODEL_TYPES)
 BUILT_ACTIVATIONS: tuple[str, ...] = ("relu", "tanh", "gelu", "leaky_relu", "elu", "silu", "sigmoid")
 CLASSIFICATION_ACTIVATIONS: tuple[str, ...] = ("softmax", "sigmoid")
 REGRESSION_ACTIVATION = "linear"
-BUILT_OUTPUT_ACTIVATIONS: tuple[str, ...] = (*CLASSIFICATION_ACTIVATIONS, REGRESSION_ACTIVATION)
 
 _GATES = {"lstm": 4, "gru": 3}
 

@@ -82,9 +82,8 @@ class TrainingExecutor:
             if not isinstance(config.get(section), Mapping):
                 raise InvalidInputError(f"config.{section} is missing; give a mapping", field=f"config.{section}")
         self._strategy: StrategyConfig = strategy_from_dict(dict(config["strategy_config"]))
-        self._training_config: dict[str, Any] = {**loop_facts(self._strategy), **config["training_config"]}
-        self._model_config: dict[str, Any] = {**network_facts(self._strategy), **config["model_config"]}
-        self._settings = Hyperparameters.from_training_config(self._training_config)
+        self._given = dict(config["training_config"]), dict(config["model_config"])
+        self._configure(self._strategy)
         for key in ("type", "hidden_layers"):
             if self._model_config.get(key) is None:
                 raise InvalidInputError(f"model_config.{key} is missing; give it", field=f"model_config.{key}")
@@ -134,6 +133,7 @@ class TrainingExecutor:
         if not symbols or not timeframes:
             raise InvalidInputError("a training needs at least one symbol and one timeframe; name them")
         strategy = with_series(self._strategy, symbols, timeframes)
+        self._configure(strategy)
         try:
             return self._execute(
                 strategy,
@@ -148,6 +148,13 @@ class TrainingExecutor:
         except (RuntimeError, MemoryError, OSError) as error:
             # torch tells of memory and device faults by RuntimeError.
             raise TrainingError(f"the training failed: {type(error).__name__}: {error}") from error
+
+    def _configure(self, strategy: StrategyConfig) -> None:
+        """Complete what was given by what follows from the strategy, with the symbols that are trained on."""
+        training_config, model_config = self._given
+        self._training_config: dict[str, Any] = {**loop_facts(strategy), **training_config}
+        self._model_config: dict[str, Any] = {**network_facts(strategy), **model_config}
+        self._settings = Hyperparameters.from_training_config(self._training_config)
 
     def _execute(
         self,

@@ -41,7 +41,7 @@ from ktrdr_core.evaluation.determinism import deterministic_torch
 from ktrdr_core.evaluation.forward import split_outputs
 from ktrdr_core.evaluation.importance import ImportanceReport, permutation_importance
 from ktrdr_core.evaluation.report import JudgedRows, PartEvaluation, evaluate
-from ktrdr_core.features.engineer import FeatureMatrix, Memberships, SymbolValues, build_features
+from ktrdr_core.features.engineer import FeatureColumn, FeatureMatrix, Memberships, SymbolValues, build_features
 from ktrdr_core.features.scaler import ScalerKind
 from ktrdr_core.labels.labels import Labels
 from ktrdr_core.labels.registry import check_degenerate, check_degenerate_targets, generate_labels
@@ -218,19 +218,21 @@ class TrainingPipeline:
             window_bars=window_bars,
         )
 
-    def split_data(self, rows: Rows, strategy: StrategyConfig, shares: DataSplitConfig, **facts: Any) -> DataSplit:
+    def split_data(
+        self, rows: Rows, strategy: StrategyConfig, shares: DataSplitConfig, *, columns: Sequence[FeatureColumn]
+    ) -> DataSplit:
         """Return chronological parts per symbol with a purge at each boundary, scaled by the training part.
 
         Args:
             rows: Rows of every symbol.
             strategy: Its scaling.
             shares: Of the parts, and the embargo.
-            facts: `columns` of the matrix, `warnings`.
+            columns: Of the matrix.
 
         Raises:
             TooFewBarsError: (a ValueError) A part has too few rows.
         """
-        return split_rows(rows, shares=shares, scaling=scaling_of(strategy), **facts)
+        return split_rows(rows, columns=columns, shares=shares, scaling=scaling_of(strategy))
 
     def check_label_spans(self, split: DataSplit, labels: Mapping[str, Labels]) -> int:
         """Return how many labels' spans were found clear of the other parts.

@@ -20,7 +20,7 @@ from ktrdr_core.errors import (
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.training.checkpoint import load_checkpoint
 from ktrdr_core.training.executor import CONFIG_SECTIONS, TrainingExecutor
-from tests.kit.builders import REPOSITORY, strategy_dict
+from tests.kit.builders import REPOSITORY, make_bars, strategy_dict, write_bars_csv
 
 STRATEGY = strategy_dict()
 CONFIG: dict[str, Any] = {
@@ -252,6 +252,19 @@ def test_timeframes_of_the_call_replace_those_of_the_strategy(bar_store: Directo
     result = TrainingExecutor(CONFIG, bar_store=bar_store).execute(**{**JOB, "timeframes": ["4h", "1h"]})
     assert result["metadata"]["timeframes"] == ["1h", "4h"]
     assert {"rsi_14.oversold", "rsi_14.oversold@4h"} < set(result["feature_names"])
+
+
+def test_symbols_of_the_call_replace_those_of_the_strategy_in_the_network_too(tmp_path: Path) -> None:
+    for symbol, seed in (("AAA", 1), ("BBB", 2)):
+        write_bars_csv(tmp_path, make_bars(600, seed, symbol=symbol))
+    known = {**STRATEGY, "model": {**STRATEGY["model"], "symbol_embedding_dim": 2}}
+    bars = make_bars(600)
+    result = TrainingExecutor({**CONFIG, "strategy_config": known}, bar_store=DirectoryBarStore(tmp_path)).execute(
+        ["AAA", "BBB"], ["1h"], bars.first_day, bars.last_day
+    )
+    assert result["feature_names"][-2:] == ["symbol.AAA", "symbol.BBB"]
+    assert result["config"]["model_config"]["network"]["num_symbols"] == 2
+    assert result["config"]["training_config"]["num_symbols"] == 2
 
 
 def test_bars_come_from_the_directory_data_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

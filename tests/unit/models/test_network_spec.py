@@ -8,8 +8,9 @@ from ktrdr_core.config.model_sections import ArchitectureConfig, ModelConfig
 from ktrdr_core.errors import InvalidInputError
 from ktrdr_core.models.network_spec import (
     BUILT_ACTIVATIONS,
-    BUILT_OUTPUT_ACTIVATIONS,
+    CLASSIFICATION_ACTIVATIONS,
     MODEL_TYPES,
+    REGRESSION_ACTIVATION,
     WINDOW_MODEL_TYPES,
     NetworkSpec,
     check_model_type,
@@ -45,7 +46,10 @@ def test_spec_reads_back_equal(config: dict[str, Any]) -> None:
 def test_everything_the_grammar_allows_is_built() -> None:
     assert literals(ModelConfig.model_fields["type"]) == set(MODEL_TYPES)
     assert literals(ArchitectureConfig.model_fields["activation"]) == set(BUILT_ACTIVATIONS)
-    assert literals(ArchitectureConfig.model_fields["output_activation"]) == set(BUILT_OUTPUT_ACTIVATIONS)
+    assert literals(ArchitectureConfig.model_fields["output_activation"]) == {
+        *CLASSIFICATION_ACTIVATIONS,
+        REGRESSION_ACTIVATION,
+    }
 
 
 def test_defaults_follow_from_the_type_and_the_output_format() -> None:
