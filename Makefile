@@ -13,7 +13,7 @@ GENERATED := clients/python
 DEMO_DIR := .demo
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-unit test-integration test-e2e quality check bench proto proto-check format clean
+.PHONY: help setup demo test test-unit test-integration test-e2e quality check bench chaos proto proto-check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,10 +42,10 @@ demo: $(READY) ## Train the shipped strategy on the shipped bars through a backe
 	@$(BIN)/ktrdr --data-dir $(DEMO_DIR) models predict neuro_mean_reversion --symbol EURUSD --start 2017-12-29 --end 2017-12-29
 
 test: $(READY) ## Run every test
-	@echo "test: unit, rpc, training, contracts, integration, architecture, e2e"
+	@echo "test: unit, rpc, training, contracts, architecture, integration, chaos, e2e"
 	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -n 2 --dist loadfile \
 		tests/unit tests/training tests/rpc tests/contracts tests/architecture
-	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests/integration tests/e2e
+	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests/integration tests/chaos tests/e2e
 
 test-unit: $(READY) ## Run the unit tests (seconds)
 	@$(BIN)/python -m pytest -q -n 2 tests/unit
@@ -66,6 +66,11 @@ check: quality test ## Run everything CI runs
 
 bench: $(READY) ## Run the benchmarks: one table of ratios
 	@$(BIN)/python -m benchmarks
+
+SCHEDULES ?= 200
+SEED ?= 1
+chaos: $(READY) ## Run random schedules of everything that can go wrong: make chaos SCHEDULES=200 SEED=1
+	@$(BIN)/python -m tests.chaos --schedules $(SCHEDULES) --seed $(SEED)
 
 proto: $(READY) ## Regenerate the Python code of the protos
 	@cd $(GENERATED) && find ktrdr -name '*_pb2*' -delete

@@ -26,8 +26,11 @@ def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--trainer", dest="trainers", action="append", help="host:port of a trainer, repeatable")
     parser.add_argument("--slots", type=int, help="trainings this machine runs at once, 0 for none (1)")
     parser.add_argument("--drain-s", type=float, help="time local trainings get to end after SIGTERM (10)")
+    parser.add_argument("--database-url", help="operations database, postgresql://user@host/name (SQLite in data-dir)")
+    parser.add_argument("--trainer-lost-s", type=float, help="silence after which a trainer is lost (10)")
     parser.add_argument("--exit-when-idle-s", type=float, help="end after this long without training and RPC")
     parser.add_argument("--log-level", help="DEBUG, INFO, WARNING or ERROR (INFO)")
+    parser.add_argument("--log-format", help="text or json (text)")
     return vars(parser.parse_args(arguments))
 
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import ParamSpec
 
+from backend_service.operations.request_id import check_request_id
 from backend_service.operations.training_record import TrainingSnapshot
 from backend_service.operations.trainings import Trainings
 from backend_service.orchestration.dispatcher import Dispatcher
@@ -12,18 +19,27 @@ from backend_service.orchestration.selector import ExecutionModeSelector
 from backend_service.orchestration.trainers import Trainers
 from backend_service.strategies import MAX_STRATEGY_BYTES
 from ktrdr_core.data.bar_store import BarStore
+from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import (
     AlreadyExistsError,
     DrainingError,
-    InvalidInputError,
     InvalidSpecError,
+    NoSlotError,
     SeriesNotFoundError,
     UnavailableError,
 )
 from ktrdr_core.training.preflight import preflight, prepare_strategy
 
-MAX_REQUEST_ID_LENGTH = 128
+P = ParamSpec("P")
+# A validation takes 6 ms of a thread that shares the interpreter with the event loop: more threads would make no
+# training valid sooner and everything else later. 256 are a wait of some 3 s, well below a client's deadline.
+VALIDATION_THREADS = 1
+MAX_VALIDATIONS = 256
+# The look for a duplicate comes before that bound, so that a repeated request is answered in any flood of this size.
+MAX_LOOK_UPS_AT_ONCE = 8
+MAX_LOOK_UPS = 1_000
+RETRY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +62,7 @@ class Admission:
         selector: Knows whether a trainer is considered.
         bar_store: This machine's bars.
         trainers: Those to ask.
+        max_validations: Trainings that are validated or wait for it; a further one is refused.
     """
 
     def __init__(
@@ -55,6 +72,8 @@ class Admission:
         selector: ExecutionModeSelector,
         bar_store: BarStore,
         trainers: Trainers,
+        *,
+        max_validations: int = MAX_VALIDATIONS,
     ) -> None:
         self._trainings = trainings
         self._dispatcher = dispatcher
@@ -63,10 +82,19 @@ class Admission:
         self._trainers = trainers
         self._is_draining = False
         self._accepts: set[asyncio.Task[TrainingSnapshot]] = set()
+        # Threads of its own: a flood of Train calls must not hold up what else the service does in threads.
+        self._threads = ThreadPoolExecutor(VALIDATION_THREADS, thread_name_prefix="admission")
+        self._validations = _Bound(max_validations)
+        self._look_ups = _Bound(MAX_LOOK_UPS)
+        self._looking_up = asyncio.Semaphore(MAX_LOOK_UPS_AT_ONCE)
 
     def start_draining(self) -> None:
         """Refuse new trainings from now on."""
         self._is_draining = True
+
+    def close(self) -> None:
+        """Give the threads back; whoever still waits for one is cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def check(self, spec: TrainingSpec) -> CheckedSpec:
         """Validate a spec; nothing is stored.
@@ -75,15 +103,18 @@ class Admission:
             InvalidInputError: A rule is broken; the violation names the field.
             SeriesNotFoundError: There are no such bars.
             UnavailableError: Only a trainer can have the bars, and none answers.
+            NoSlotError: As many are being validated as may be.
         """
-        checked = await asyncio.to_thread(_check_strategy, spec)
-        try:
-            plan = await asyncio.to_thread(preflight, spec, self._bar_store)
-        except SeriesNotFoundError as error:
-            await self._check_elsewhere(spec, error)
-            return checked
-        dated = replace(checked.normalised, start_date=plan.start_date, end_date=plan.end_date)
-        return replace(checked, normalised=dated)
+        with self._validations.place():
+            try:
+                return await self._in_thread(_check_here, spec, self._bar_store)
+            except SeriesNotFoundError as error:
+                await self._check_elsewhere(spec, error)
+                return await self._in_thread(_check_strategy, spec)
+
+    async def _in_thread(self, check: Callable[P, CheckedSpec], *args: P.args, **kwargs: P.kwargs) -> CheckedSpec:
+        call = partial(copy_context().run, check, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def _check_elsewhere(self, spec: TrainingSpec, missing: SeriesNotFoundError) -> None:
         mode = None if spec.execution_mode is None else str(spec.execution_mode)
@@ -97,29 +128,30 @@ class Admission:
                 f"on the backend's machine, {missing.message}; and {error.message}; start a trainer that has these bars"
             ) from error
 
-    async def accept(self, spec: TrainingSpec, *, request_id: str) -> TrainingSnapshot:
-        """Accept a training, or return the one this request_id has already made.
+    async def accept(
+        self, spec: TrainingSpec, *, request_id: str, scheduling: Scheduling = DEFAULT_SCHEDULING
+    ) -> TrainingSnapshot:
+        """Accept a training, or return the one this request_id has already made; that one in any flood.
+
+        A training whose request was cancelled before it came is returned as it ended.
 
         Finishes even if the caller goes away: a training is stored and dispatched, or neither.
 
         Raises:
             InvalidInputError, SeriesNotFoundError: See `check`.
             AlreadyExistsError: The request_id was used with other content.
-            NoSlotError: The queue is full.
+            NoSlotError: The queue is full, or too many come at once.
+            StorageError: It could not be stored; nothing was.
             DrainingError: The backend is stopping.
         """
-        if len(request_id) > MAX_REQUEST_ID_LENGTH:
-            raise InvalidInputError(
-                f"request_id must have at most {MAX_REQUEST_ID_LENGTH} characters, had {len(request_id)}",
-                field="request_id",
-            )
-        task = asyncio.create_task(self._accept(spec, request_id))
+        check_request_id(request_id)
+        task = asyncio.create_task(self._accept(spec, request_id, scheduling))
         self._accepts.add(task)
         task.add_done_callback(self._accepts.discard)
         return await asyncio.shield(task)
 
-    async def _accept(self, spec: TrainingSpec, request_id: str) -> TrainingSnapshot:
-        duplicate = await self._trainings.find_duplicate(request_id, spec)
+    async def _accept(self, spec: TrainingSpec, request_id: str, scheduling: Scheduling) -> TrainingSnapshot:
+        duplicate = await self._find_duplicate(request_id, spec, scheduling)
         if duplicate is not None:
             return duplicate
         if self._is_draining:
@@ -127,24 +159,77 @@ class Admission:
         self._trainings.check_room()
         checked = await self.check(spec)
         try:
-            record = await self._trainings.accept(spec, strategy_name=checked.strategy_name, request_id=request_id)
+            record = await self._trainings.accept(
+                spec, strategy_name=checked.strategy_name, request_id=request_id, scheduling=scheduling
+            )
         except AlreadyExistsError:
-            duplicate = await self._trainings.find_duplicate(request_id, spec)
+            duplicate = await self._find_duplicate(request_id, spec, scheduling)
             if duplicate is None:
                 raise
             return duplicate
         snapshot = record.snapshot()
-        if not self._is_draining:  # else it stays QUEUED and the next start dispatches it
+        if not (record.is_ended or self._is_draining):  # while draining it stays QUEUED; the next start dispatches it
             self._dispatcher.submit(record)
         return snapshot
 
+    async def _find_duplicate(
+        self, request_id: str, spec: TrainingSpec, scheduling: Scheduling
+    ) -> TrainingSnapshot | None:
+        with self._look_ups.place():
+            async with self._looking_up:  # a flood leaves the store to others between some calls of its own
+                return await self._trainings.find_duplicate(request_id, spec, scheduling)
+
+
+class _Bound:
+    """Places for calls that are worked on or wait; one more is refused.
+
+    Args:
+        limit: How many places there are.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._num_taken = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place.
+
+        Raises:
+            NoSlotError: Every place is taken.
+        """
+        if self._num_taken >= self._limit:
+            raise NoSlotError(
+                f"{self._num_taken} Train calls are being checked and the limit is {self._limit}; "
+                "send this one again in a moment",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._num_taken += 1
+        try:
+            yield
+        finally:
+            self._num_taken -= 1
+
+
+def _check_here(spec: TrainingSpec, bar_store: BarStore) -> CheckedSpec:
+    _check_size(spec)
+    plan = preflight(spec, bar_store)
+    normalised = replace(
+        spec, symbols=plan.symbols, timeframes=plan.timeframes, start_date=plan.start_date, end_date=plan.end_date
+    )
+    return CheckedSpec(strategy_name=plan.strategy.name, normalised=normalised)
+
 
 def _check_strategy(spec: TrainingSpec) -> CheckedSpec:
+    _check_size(spec)
+    strategy, _ = prepare_strategy(spec)
+    normalised = replace(spec, symbols=strategy.symbols, timeframes=strategy.timeframes)
+    return CheckedSpec(strategy_name=strategy.name, normalised=normalised)
+
+
+def _check_size(spec: TrainingSpec) -> None:
     size_bytes = len(spec.strategy_yaml.encode())
     if size_bytes > MAX_STRATEGY_BYTES:
         raise InvalidSpecError(
             f"strategy must have at most {MAX_STRATEGY_BYTES} bytes, had {size_bytes}", field="spec.strategy"
         )
-    strategy, _ = prepare_strategy(spec)
-    normalised = replace(spec, symbols=strategy.symbols, timeframes=strategy.timeframes)
-    return CheckedSpec(strategy_name=strategy.name, normalised=normalised)

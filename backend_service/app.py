@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from importlib import metadata
 from typing import Any
 
 import grpc.aio
@@ -16,25 +15,32 @@ from ktrdr.training.v1 import training_service_pb2_grpc
 
 from backend_service.activity import Activity
 from backend_service.admission import Admission
+from backend_service.checkpoints import CheckpointStore
 from backend_service.configuration import Configuration
 from backend_service.operations.sql_store import SqlOperationsStore
 from backend_service.operations.trainings import Trainings
+from backend_service.orchestration.completion import Completion
 from backend_service.orchestration.dispatcher import Dispatcher
+from backend_service.orchestration.fences import Fences
 from backend_service.orchestration.host import HostRunner
 from backend_service.orchestration.local import LocalTrainingOrchestrator
-from backend_service.orchestration.reconciler import reconcile
+from backend_service.orchestration.placer import Placer
+from backend_service.orchestration.reconciler import Reconciler
+from backend_service.orchestration.registry import TrainerRegistry
 from backend_service.orchestration.selector import ExecutionModeSelector
 from backend_service.orchestration.trainers import Trainers
 from backend_service.progress_relay import ProgressRelay
 from backend_service.publisher import Publisher
 from backend_service.servicers.models import ModelServicer
-from backend_service.servicers.not_built import MarketDataServicer, TrainerRegistryServicer
+from backend_service.servicers.not_built import MarketDataServicer
+from backend_service.servicers.registry import TrainerRegistryServicer
 from backend_service.servicers.training import TrainingServicer
 from backend_service.settings import BackendSettings
 from backend_service.strategies import Strategies
 from backend_service.uploads import UploadReceiver
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.data.directory_lock import DirectoryLock
+from ktrdr_core.errors import DrainingError, IllegalStateError
 from ktrdr_core.execution.devices import probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
 from ktrdr_core.execution.fork_server import is_training_available
@@ -44,6 +50,7 @@ from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
 from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
 from ktrdr_core.storage.model_storage import ModelStorage
+from ktrdr_core.versions import own_version
 
 SERVICE_NAMES = (
     "ktrdr.training.v1.TrainingService",
@@ -80,6 +87,8 @@ class BackendApp:
         self._dispatcher: Dispatcher | None = None
         self._relay: ProgressRelay | None = None
         self._activity: Activity | None = None
+        self._registry: TrainerRegistry | None = None
+        self._trainings: Trainings | None = None
 
     async def start(self) -> int:
         """Bring back what an earlier run left, serve, and return the port.
@@ -101,6 +110,17 @@ class BackendApp:
         else:
             await self._activity.wait_idle(self.settings.exit_when_idle_s)
 
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """The dispatcher of a started backend.
+
+        Raises:
+            IllegalStateError: It has not been started.
+        """
+        if self._dispatcher is None:
+            raise IllegalStateError("the backend has not been started; call start() first")
+        return self._dispatcher
+
     def hurry(self) -> None:
         """Make a `stop` that waits end local trainings now."""
         self._hurry.set()
@@ -108,7 +128,8 @@ class BackendApp:
     async def stop(self) -> None:
         """Take nothing new, let local trainings end for a while, then end everything.
 
-        Queued trainings stay queued, those on trainers go on; the next start picks both up.
+        Queued trainings stay queued, those on trainers go on, those stopped here have a checkpoint; the next start
+        picks all of them up.
         """
         if self._health is not None:
             await self._health.enter_graceful_shutdown()
@@ -116,6 +137,10 @@ class BackendApp:
             self._admission.start_draining()
         if self._dispatcher is not None:
             await self._dispatcher.drain(self.settings.drain_s, self._hurry)
+        if self._trainings is not None:
+            self._trainings.give_up_waiting()
+        if self._registry is not None:
+            self._registry.interrupt(DrainingError("the backend is stopping; register again when it is back"))
         if self._relay is not None:
             self._relay.stop()
         if self._health is not None:
@@ -129,17 +154,33 @@ class BackendApp:
         lock = DirectoryLock(settings.data_dir / "backend.lock", owner="backend")
         lock.acquire()
         self._cleanup.callback(lock.release)
-        store = await SqlOperationsStore.open(settings.database_path)
+        store = await SqlOperationsStore.open(settings.database)
         self._cleanup.push_async_callback(store.close)
-        trainers = Trainers(settings.trainers, health_timeout_s=settings.health_timeout_s)
+        version = own_version()
+        trainers = Trainers(
+            settings.trainers,
+            health_timeout_s=settings.health_timeout_s,
+            lease_s=settings.trainer_lost_s,
+            renew_s=settings.renew_s,
+            version=version,
+            config=store,
+        )
         self._cleanup.push_async_callback(trainers.close)
         engine = self._open_engine()
         if engine is not None:
             self._cleanup.push_async_callback(engine.close)
+        local_slots = engine.num_slots if engine is not None else 0
 
         storage = ModelStorage(settings.models_dir)
         publisher = Publisher(storage, has_torch=self._has_torch)
-        trainings = Trainings(store, max_queued=settings.max_queued, sessions_dir=settings.sessions_dir)
+        completion = Completion(publisher)
+        checkpoints = CheckpointStore(settings.checkpoints_dir, max_size_bytes=settings.max_checkpoint_bytes)
+        trainings = Trainings(
+            store,
+            max_queued=settings.max_queued,
+            sessions_dir=settings.sessions_dir,
+            on_delete=checkpoints.remove,
+        )
         selector = ExecutionModeSelector(
             str(settings.initial_mode),
             trainers=trainers,
@@ -150,14 +191,40 @@ class BackendApp:
             None
             if engine is None
             else LocalTrainingOrchestrator(
-                engine, publisher, sessions_dir=settings.sessions_dir, bars_dir=settings.bars_dir
+                engine,
+                publisher,
+                checkpoints,
+                sessions_dir=settings.sessions_dir,
+                bars_dir=settings.bars_dir,
+                checkpoint_every_s=settings.checkpoint_every_s,
             )
         )
         host = HostRunner(
-            trainers, publisher, upload_target=self._upload_target, trainer_lost_s=settings.trainer_lost_s
+            trainers,
+            completion,
+            checkpoints,
+            upload_target=self._upload_target,
+            version=version,
+            trainer_lost_s=settings.trainer_lost_s,
         )
-        dispatcher = Dispatcher(trainings, selector, local=local, host=host, kill_limit_s=settings.kill_limit_s)
+        placer = Placer(selector, trainers, local_slots=local_slots, retry_wait_s=settings.retry_wait_s)
+        fences = Fences(trainings, trainers)
+        registry = TrainerRegistry(trainers)
+        registry.fenced_session_ids = fences.ids_for
+        dispatcher = Dispatcher(
+            trainings,
+            placer,
+            trainers,
+            local=local,
+            host=host,
+            fences=fences,
+            completion=completion,
+            checkpoints=checkpoints,
+            kill_limit_s=settings.kill_limit_s,
+        )
+        reconciler = Reconciler(trainings, dispatcher, completion, checkpoints, sessions_dir=settings.sessions_dir)
         admission = Admission(trainings, dispatcher, selector, DirectoryBarStore(settings.bars_dir), trainers)
+        self._cleanup.callback(admission.close)
         relay = ProgressRelay(trainings)
         strategies = Strategies(settings.strategies_dir, store=store, storage=storage)
         uploads = UploadReceiver(
@@ -167,12 +234,12 @@ class BackendApp:
         configuration = Configuration(
             store=store,
             selector=selector,
-            version=metadata.version("ktrdr"),
+            version=version,
             models_dir=settings.models_dir,
             bars_dir=settings.bars_dir,
             strategies_dir=settings.strategies_dir,
             trainers=settings.trainers,
-            local_slots=engine.num_slots if engine is not None else 0,
+            local_slots=local_slots,
         )
 
         activity = Activity(is_busy=lambda: bool(trainings.active))
@@ -194,20 +261,24 @@ class BackendApp:
         )
         market_data_service_pb2_grpc.add_MarketDataServiceServicer_to_server(MarketDataServicer(), server)
         trainer_registry_service_pb2_grpc.add_TrainerRegistryServiceServicer_to_server(
-            TrainerRegistryServicer(), server
+            TrainerRegistryServicer(registry), server
         )
         health = add_health_and_reflection(server, SERVICE_NAMES)
         self.port = bind(server, f"{settings.host}:{settings.port}")
 
         await configuration.restore()
         await uploads.remove_stale()
-        await reconcile(trainings, dispatcher, publisher)
+        await trainers.start()
+        placer.start()
+        await fences.restore()
+        await reconciler.run()
         await server.start()
         if engine is not None:
             warming = asyncio.create_task(warm_up_or_log(engine))
             self._cleanup.callback(warming.cancel)
         self._server, self._health = server, health
         self._admission, self._dispatcher, self._relay, self._activity = admission, dispatcher, relay, activity
+        self._registry, self._trainings = registry, trainings
         _log.info("serving on %s:%d, data in %s", settings.host, self.port, settings.data_dir)
         return self.port
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
 
-from backend_service.operations.training_record import TrainingSnapshot
+from backend_service.operations.training_record import TrainingRecord, TrainingSnapshot
 from backend_service.operations.trainings import Trainings
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.errors import DrainingError
@@ -15,7 +15,10 @@ from ktrdr_core.errors import DrainingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressUpdate:
-    """What a watcher gets at once: events, oldest first, and the training in the first and in the last update."""
+    """What a watcher gets at once: events, oldest first, and the training in the first and in the last update.
+
+    Watchers at the same place of a log get the same tuple of events.
+    """
 
     events: tuple[ProgressEvent, ...] = ()
     snapshot: TrainingSnapshot | None = None
@@ -47,16 +50,22 @@ class ProgressRelay:
             InvalidInputError: `after_sequence` is above the last sequence.
             DrainingError: The backend stops; reconnect.
         """
+        record = self._trainings.find_active(training_id)
         log = await self._trainings.open_log(training_id)
         batches = cast(
-            AsyncGenerator[list[ProgressEvent]], log.watch(after_sequence, heartbeat_s=self._heartbeat_s)
+            AsyncGenerator[tuple[ProgressEvent, ...]], log.watch(after_sequence, heartbeat_s=self._heartbeat_s)
         )  # a generator, so that it can be closed
-        yield ProgressUpdate(snapshot=await self._trainings.snapshot(training_id))
+        snapshot = await self._trainings.snapshot(training_id)
+        yield ProgressUpdate(snapshot=snapshot)
         is_told = False
         async with aclosing(batches):
             async for events in batches:
                 is_told = bool(events) and events[-1].terminal_state is not None
-                snapshot = await self._trainings.snapshot(training_id) if is_told else None
-                yield ProgressUpdate(events=tuple(events), snapshot=snapshot)
+                yield ProgressUpdate(events=events, snapshot=_latest(record, snapshot) if is_told else None)
         if not is_told:  # the watcher had seen everything already
-            yield ProgressUpdate(snapshot=await self._trainings.snapshot(training_id))
+            yield ProgressUpdate(snapshot=_latest(record, snapshot))
+
+
+def _latest(record: TrainingRecord | None, snapshot: TrainingSnapshot) -> TrainingSnapshot:
+    """Return the training as it ended, without a thousand watchers asking the store for it at once."""
+    return snapshot if record is None else record.snapshot()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from ktrdr_core.errors import StorageError
 from ktrdr_core.execution.child import run_in_child
 from ktrdr_core.storage.artifact import DERIVED_FILES, derive_torch_files
 from ktrdr_core.storage.model_storage import ModelStorage
@@ -31,10 +32,14 @@ class Publisher:
         Raises:
             CorruptDataError: A file differs from its digest.
             InvalidResultError: Its result is not complete.
+            StorageError: The disk takes no writes; `directory` is as it was.
         """
-        if self._has_torch and not all((directory / name).exists() for name in DERIVED_FILES):
-            await run_in_child(derive_torch_files, directory, timeout_s=DERIVE_TIMEOUT_S)
-        return await asyncio.to_thread(self._storage.publish, directory, training_id=training_id, attempt=attempt)
+        try:
+            if self._has_torch and not all((directory / name).exists() for name in DERIVED_FILES):
+                await run_in_child(derive_torch_files, directory, timeout_s=DERIVE_TIMEOUT_S)
+            return await asyncio.to_thread(self._storage.publish, directory, training_id=training_id, attempt=attempt)
+        except OSError as error:
+            raise StorageError(f"the model store takes no writes ({error}); free some space") from error
 
     async def list_by_training(self, training_id: str) -> list[StoredModel]:
         """Return the versions a training has published; those of "" are the imports."""

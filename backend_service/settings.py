@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -29,11 +29,16 @@ class BackendSettings(BaseSettings):
         max_queued: Trainings that may wait for a place.
         max_upload_bytes: Largest artifact that is accepted.
         health_timeout_s: Limit of a trainer's health check.
-        trainer_lost_s: Silence after which a trainer's training fails.
-        drain_s: Time local trainings get to end after SIGTERM.
+        trainer_lost_s: Silence after which a trainer is lost: length of its lease, and end of the attempts it has.
+        retry_wait_s: How long a training whose trainer was lost waits for one before it fails.
+        checkpoint_every_s: How often a worker of this machine keeps a checkpoint.
+        max_checkpoint_bytes: Largest checkpoint that is fetched from a trainer.
+        database_url: Operations database, "postgresql://user@host/name"; "" is SQLite, operations.db in data_dir.
+        drain_s: Time local trainings get to end after SIGTERM; then they are stopped with a checkpoint.
         kill_limit_s: Time a killed worker gets to be gone; then the backend ends without it.
         exit_when_idle_s: End after this long without training and RPC; None never does.
         log_level: Least level of the log on stderr.
+        log_format: "text" or "json", one line or object an event.
     """
 
     model_config = SettingsConfigDict(env_prefix="KTRDR_", frozen=True, populate_by_name=True, extra="ignore")
@@ -58,10 +63,15 @@ class BackendSettings(BaseSettings):
     max_upload_bytes: int = Field(default=8 << 30, ge=1)
     health_timeout_s: float = Field(default=2.0, gt=0)
     trainer_lost_s: float = Field(default=10.0, gt=0)
+    retry_wait_s: float = Field(default=3 * 86_400.0, ge=0)
+    checkpoint_every_s: float = Field(default=10.0, gt=0)
+    max_checkpoint_bytes: int = Field(default=4 << 30, ge=1)
+    database_url: str = Field(default="", repr=False)
     drain_s: float = Field(default=10.0, ge=0)
     kill_limit_s: float = Field(default=5.0, ge=0)
     exit_when_idle_s: float | None = Field(default=None, gt=0)
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
+    log_format: Literal["text", "json"] = "text"
 
     @field_validator("trainers", mode="before")
     @classmethod
@@ -98,8 +108,18 @@ class BackendSettings(BaseSettings):
         return ExecutionMode.HOST if self.use_training_host_service else ExecutionMode.AUTO
 
     @property
-    def database_path(self) -> Path:
-        return self.data_dir / "operations.db"
+    def database(self) -> str | Path:
+        """Where the operations database is: a URL, or the path of a SQLite file."""
+        return self.database_url or self.data_dir / "operations.db"
+
+    @property
+    def renew_s(self) -> float:
+        """How often trainers renew their leases, and those configured by address are checked."""
+        return min(2.0, self.trainer_lost_s / 5)
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.data_dir / "checkpoints"
 
     @property
     def models_dir(self) -> Path:

@@ -13,8 +13,7 @@ from ktrdr.models.v1 import model_service_pb2 as pb
 
 from backend_service.operations.training_record import TrainingRecord
 from backend_service.operations.trainings import Trainings
-from backend_service.orchestration.host import is_on_trainer
-from backend_service.orchestration.local import complete
+from backend_service.orchestration.completion import complete
 from backend_service.publisher import Publisher
 from backend_service.upload_files import (
     PartialUpload,
@@ -32,6 +31,7 @@ from ktrdr_core.errors import (
     InvalidInputError,
     InvalidUploadError,
     NotFoundError,
+    StorageError,
     UploadNotFoundError,
     WriteConflictError,
 )
@@ -87,7 +87,16 @@ class UploadReceiver:
             IllegalStateError: The training has ended otherwise.
             WriteConflictError: Another stream writes this upload, or the attempt is fenced.
             CorruptDataError: A checksum differs.
+            StorageError: The disk takes no writes; the trainer tries again.
         """
+        try:
+            return await self._receive(requests)
+        except OSError as error:
+            raise StorageError(
+                f"the backend's disk takes no writes ({error}); what has arrived is kept, send the rest later"
+            ) from error
+
+    async def _receive(self, requests: AsyncIterator[pb.UploadModelRequest]) -> tuple[StoredModel, bool]:
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidUploadError("the first message of an upload must be its header", field="header")
@@ -165,18 +174,7 @@ class UploadReceiver:
         if not plan.training_id:
             return None
         record = await self._trainings.require_active(plan.training_id)
-        session = record.last_session
-        if session is None or plan.attempt > session.attempt:
-            raise InvalidUploadError(
-                f"training {plan.training_id} has no attempt {plan.attempt}; upload with the attempt it was given",
-                field="header.attempt",
-            )
-        if plan.attempt < session.attempt or not is_on_trainer(session):
-            raise WriteConflictError(
-                f"attempt {plan.attempt} of training {plan.training_id} is fenced: another execution took over; "
-                "drop this artifact",
-                metadata={"training_id": plan.training_id},
-            )
+        _check_attempt(record, plan)
         return record
 
     async def _take_chunks(
@@ -208,6 +206,7 @@ class UploadReceiver:
                         f"training {plan.training_id} has already ended: {record.state}",
                         metadata={"training_id": plan.training_id, "state": str(record.state)},
                     )
+                _check_attempt(record, plan)  # again: it may have been given up while its bytes came
                 model = await self._publish(plan, staging)
                 await complete(record, model)
                 return model
@@ -222,6 +221,22 @@ class UploadReceiver:
         except (CorruptDataError, InvalidInputError, NotFoundError) as error:
             # Its digests are right, so sending it again would not help.
             raise InvalidUploadError(f"the uploaded artifact is refused: {error.message}") from error
+
+
+def _check_attempt(record: TrainingRecord, plan: UploadPlan) -> None:
+    """Raise unless this attempt is the one that runs the training now."""
+    last, live = record.last_session, record.live_session
+    if last is None or plan.attempt > last.attempt:
+        raise InvalidUploadError(
+            f"training {plan.training_id} has no attempt {plan.attempt}; upload with the attempt it was given",
+            field="header.attempt",
+        )
+    if live is None or not live.is_on_trainer or plan.attempt < live.attempt:
+        raise WriteConflictError(
+            f"attempt {plan.attempt} of training {plan.training_id} is fenced: it was given up, another one takes "
+            "over; drop this artifact",
+            metadata={"training_id": plan.training_id},
+        )
 
 
 async def _catch_up(record: TrainingRecord) -> None:

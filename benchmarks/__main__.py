@@ -18,9 +18,14 @@ BENCHMARKS = (
     "training_speed",
     "importance",
     "cancel_latency",
+    "cancel_by_state",
     "progress_latency",
+    "watchers",
+    "train_calls",
     "service_overhead",
     "service_start",
+    "backend_load",
+    "failover",
 )
 _WIDTH_OF_A_FILE = 160
 

@@ -17,14 +17,17 @@ KtrdrError
 │   ├── StrategyNotFoundError
 │   ├── SeriesNotFoundError           no bars for a symbol and timeframe
 │   ├── ModelNotFoundError
-│   └── UploadNotFoundError
+│   ├── UploadNotFoundError
+│   └── CheckpointNotFoundError       put it there first
 ├── AlreadyExistsError                same request_id, other content
 ├── IllegalStateError                 the state of the thing forbids it
+│   └── VersionSkewError              backend and trainer are of versions that do not work together
 ├── WriteConflictError                a second writer, or a fenced attempt
 ├── NoSlotError                       every slot is taken; retry later
 ├── UnavailableError                  retry may help
 │   ├── DrainingError
 │   ├── TrainerLostError
+│   ├── StorageError                  disk or database takes no writes now; nothing was changed
 │   └── UnreachableError              no connection to the other side
 ├── ExecutionModeError                no place satisfies what the training requires
 ├── CorruptDataError                  bytes differ from their checksum
@@ -33,6 +36,8 @@ KtrdrError
 │   ├── NonFiniteLossError
 │   ├── DegenerateLabelsError
 │   ├── LeakageError                  a feature or label saw the future
+│   ├── DeviceFailedError             the GPU or its driver failed under the worker
+│   ├── OutOfMemoryError              the worker had no memory left, on the host or on the GPU
 │   └── WorkerDiedError               the worker process ended without an outcome
 ├── CancellationError                 a training was cancelled or stopped
 └── InternalError                     a defect of this program; details are in the log only
@@ -152,12 +157,20 @@ class UploadNotFoundError(NotFoundError):
     reason = "UPLOAD_NOT_FOUND"
 
 
+class CheckpointNotFoundError(NotFoundError):
+    reason = "CHECKPOINT_NOT_FOUND"
+
+
 class AlreadyExistsError(KtrdrError):
     reason = "ALREADY_EXISTS"
 
 
 class IllegalStateError(KtrdrError):
     reason = "ILLEGAL_STATE"
+
+
+class VersionSkewError(IllegalStateError):
+    reason = "VERSION_SKEW"
 
 
 class WriteConflictError(KtrdrError):
@@ -191,6 +204,10 @@ class TrainerLostError(UnavailableError):
     reason = "TRAINER_LOST"
 
 
+class StorageError(UnavailableError):
+    reason = "STORAGE_UNAVAILABLE"
+
+
 class UnreachableError(UnavailableError):
     reason = "UNREACHABLE"
 
@@ -221,6 +238,14 @@ class DegenerateLabelsError(TrainingError):
 
 class LeakageError(TrainingError):
     reason = "LEAKAGE"
+
+
+class DeviceFailedError(TrainingError):
+    reason = "DEVICE_FAILED"
+
+
+class OutOfMemoryError(TrainingError):
+    reason = "OUT_OF_MEMORY"
 
 
 class WorkerDiedError(TrainingError):

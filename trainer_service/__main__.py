@@ -22,6 +22,15 @@ def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data-dir", help="directory of the state (~/.local/share/ktrdr)")
     parser.add_argument("--bars-dir", help="directory with the bars (data)")
     parser.add_argument("--slots", type=int, help="sessions that run at once (1)")
+    parser.add_argument(
+        "--backend", dest="backends", metavar="HOST:PORT,...", help="backends to announce this trainer to (none)"
+    )
+    parser.add_argument(
+        "--advertise-address", metavar="HOST:PORT", help="where backends reach this trainer (where it listens)"
+    )
+    parser.add_argument(
+        "--checkpoint-every-s", type=float, help="how often a session saves what a next attempt goes on from (10)"
+    )
     parser.add_argument("--drain-timeout-s", type=float, help="how long SIGTERM lets running sessions go on (10)")
     parser.add_argument("--log-level", help="DEBUG, INFO, WARNING or ERROR (INFO)")
     return vars(parser.parse_args(arguments))

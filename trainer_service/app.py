@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2
-from ktrdr.trainer.v1 import trainer_service_pb2_grpc
+from ktrdr.trainer.v1 import trainer_registry_service_pb2, trainer_service_pb2_grpc
 
 from ktrdr_core.clock import utc_now
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.data.directory_lock import DirectoryLock
-from ktrdr_core.errors import IllegalStateError
+from ktrdr_core.errors import IllegalStateError, StorageError
 from ktrdr_core.execution.devices import Device, probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
 from ktrdr_core.execution.fork_server import is_training_available
@@ -22,10 +22,15 @@ from ktrdr_core.execution.warm_up import warm_up_or_log
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
 from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
+from trainer_service.checkpoint_store import CheckpointStore
+from trainer_service.identity import load_trainer_id
+from trainer_service.messages import renewal_to_proto
 from trainer_service.orchestrator import HostTrainingOrchestrator
 from trainer_service.recovery import load_sessions
+from trainer_service.registration import Registration
 from trainer_service.server_info import ServerInfo
 from trainer_service.servicer import SERVICE_NAME, TrainerServicer
+from trainer_service.session_starter import SessionStarter
 from trainer_service.settings import TrainerSettings
 
 _SWEEP_EVERY_S = 3600.0
@@ -60,6 +65,8 @@ class TrainerApp:
         self._orchestrator: HostTrainingOrchestrator | None = None
         self._server_info: ServerInfo | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._registrations: list[Registration] = []
+        self._leases: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
 
     async def start(self) -> int:
@@ -67,21 +74,39 @@ class TrainerApp:
 
         Raises:
             IllegalStateError: Another trainer uses the directory.
-            UnavailableError: The address is taken.
+            UnavailableError: The address is taken, or the disk takes no writes.
         """
         settings = self.settings
-        self._lock.acquire()
         bars_dir = settings.bars_dir.expanduser().resolve()
+        unavailable_reason = is_training_available() or ""
+        try:
+            self._lock.acquire()
+            trainer_id = await asyncio.to_thread(load_trainer_id, settings.state_dir)
+            checkpoints = CheckpointStore(settings.checkpoints_dir)
+            await asyncio.to_thread(checkpoints.prepare)
+            sessions = await load_sessions(settings.sessions_dir)
+        except OSError as error:
+            raise StorageError(f"the trainer cannot use {settings.state_dir}: {error}; see to its disk") from error
         orchestrator = HostTrainingOrchestrator(
             engine=self._engine,
-            bar_store=DirectoryBarStore(bars_dir),
-            bars_dir=bars_dir,
-            sessions_dir=settings.sessions_dir,
-            sessions=await load_sessions(settings.sessions_dir),
+            starter=SessionStarter(
+                engine=self._engine,
+                bar_store=DirectoryBarStore(bars_dir),
+                bars_dir=bars_dir,
+                sessions_dir=settings.sessions_dir,
+                checkpoints=checkpoints,
+                checkpoint_every_s=settings.checkpoint_every_s,
+            ),
+            checkpoints=checkpoints,
+            sessions=sessions,
         )
-        unavailable_reason = is_training_available() or ""
         server_info = ServerInfo(
-            self._engine, start_time=utc_now(), unavailable_reason=unavailable_reason, probe=self._probe
+            self._engine,
+            trainer_id=trainer_id,
+            state_dir=settings.state_dir,
+            start_time=utc_now(),
+            unavailable_reason=unavailable_reason,
+            probe=self._probe,
         )
         server = create_server()
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(
@@ -95,11 +120,15 @@ class TrainerApp:
         orchestrator.resume()
         await server.start()
         server_info.start_probe()
-        self._background = [asyncio.create_task(_sweep_for_ever(orchestrator, settings.keep_ended_s))]
+        self._background = [_run_beside(_sweep_for_ever(orchestrator, settings.keep_ended_s))]
         if not unavailable_reason:
-            self._background.append(asyncio.create_task(warm_up_or_log(self._engine)))
+            self._background.append(_run_beside(warm_up_or_log(self._engine)))
         self._server, self._health = server, health
         self._orchestrator, self._server_info = orchestrator, server_info
+        self._registrations = [
+            Registration(backend, renewal=self._renewal, fence=orchestrator.fence) for backend in settings.backends
+        ]
+        self._leases = [_run_beside(registration.run()) for registration in self._registrations]
         _log.info("Serving on %s:%d, %d slots, bars in %s", settings.host, self.port, settings.slots, bars_dir)
         return self.port
 
@@ -116,14 +145,17 @@ class TrainerApp:
 
     async def stop(self, drain_timeout_s: float | None = None) -> None:
         """Take no new sessions, let the running ones end for a while, then end everything."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._orchestrator is not None:
+            self._orchestrator.begin_draining()
+        for registration in self._registrations:
+            registration.renew_now()
+        await _cancel(self._background)
         if self._health is not None:
             await self._health.enter_graceful_shutdown()
         if self._orchestrator is not None:
             limit_s = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
             await self._orchestrator.drain(limit_s, self._hurry)
+        await _cancel(self._leases)
         if self._health is not None:
             self._health.end_watches()
         if self._server is not None:
@@ -131,6 +163,15 @@ class TrainerApp:
         if self._server_info is not None:
             await self._server_info.close()
         self._lock.release()
+
+    async def _renewal(self) -> trainer_registry_service_pb2.RegisterRequest:
+        if self._server_info is None:
+            raise IllegalStateError("the trainer has not been started; call start() first")
+        return renewal_to_proto(
+            await self._server_info.to_proto(is_draining=self.orchestrator.is_draining),
+            address=self.settings.advertise_address or f"{self.settings.host}:{self.port}",
+            sessions=self.orchestrator.sessions(),
+        )
 
 
 async def serve(settings: TrainerSettings) -> None:
@@ -149,6 +190,24 @@ async def serve(settings: TrainerSettings) -> None:
 def run(flags: Mapping[str, Any]) -> int:
     """Run the trainer with these flags; returns the exit code."""
     return run_service(NAME, TrainerSettings, flags, serve)
+
+
+def _run_beside(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Start what goes on beside the serving; a defect that ends it is in the log at once."""
+
+    def log_defect(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("A part of the trainer broke: %s", task.get_coro(), exc_info=error)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(log_defect)
+    return task
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _sweep_for_ever(orchestrator: HostTrainingOrchestrator, keep_s: float) -> None:

@@ -1,7 +1,7 @@
 """The journal of one session: append-only JSON lines that survive a kill at any instant.
 
 The first line says what the session is; each other line is an event, or a fact that only this trainer needs: the
-worker's process, the artifact and its result, a new upload target. Lines that change what a restart does are fsynced,
+artifact and its result, a new upload target, how it is to end. Lines that change what a restart does are fsynced,
 others are written, CANCELLING too: the end follows within moments and is fsynced, and a power cut between the two ends
 the worker as well. A line torn by a crash is cut off when the journal is opened again.
 """
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 from ktrdr_core.clock import from_iso, to_iso
+from ktrdr_core.data.durable import fsync_directory
 from ktrdr_core.domain.progress import ProgressEvent, StateDetail
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.spec import TrainingSpec
@@ -27,6 +29,21 @@ from ktrdr_core.logging import get_logger
 JOURNAL_NAME = "journal.jsonl"
 _VERSION = 1
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePoint:
+    """A checkpoint that a session goes on from, named by its content.
+
+    Attributes:
+        epoch: Last epoch that is in it.
+        sha256: Digest of its bytes, hex.
+        last_epoch_told: Last epoch that earlier sessions told of; those of the checkpoint after it are told again.
+    """
+
+    epoch: int
+    sha256: str
+    last_epoch_told: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +57,7 @@ class SessionOrder:
         spec: What to train.
         upload_target: Address of the ModelService the artifact goes to; "" keeps it here.
         create_time: When it was accepted, UTC.
+        resume_from: Checkpoint it goes on from; None begins at the beginning.
     """
 
     session_id: str
@@ -48,38 +66,26 @@ class SessionOrder:
     spec: TrainingSpec
     upload_target: str
     create_time: datetime
+    resume_from: ResumePoint | None = None
 
     def has_same_content(self, other: SessionOrder) -> bool:
-        """Return whether both ask for the same; where the artifact goes and when it was asked do not count."""
+        """Return whether both ask for the same.
+
+        Where the artifact goes, when it was asked and what it goes on from do not count: none of them changes what is
+        trained.
+        """
         return (self.training_id, self.attempt, self.spec) == (other.training_id, other.attempt, other.spec)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerProcess:
-    """The worker of a session: its pid, and the tick it started at, which tells it from a later owner of the pid."""
-
-    pid: int
-    start_ticks: int
-
-    @classmethod
-    def of(cls, pid: int) -> Self | None:
-        """Return the process that has `pid` now; None without one, or where /proc is missing."""
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return cls(pid=pid, start_ticks=int(fields[19]))
 
 
 @dataclass(kw_only=True)
 class JournalContent:
-    """What a journal holds."""
+    """What a journal holds; `is_stop`: the last cancel asked for a checkpoint."""
 
     order: SessionOrder
     events: list[ProgressEvent] = field(default_factory=list)
     artifact_path: Path | None = None
     result: TrainingResult | None = None
-    worker: WorkerProcess | None = None
+    is_stop: bool = False
 
 
 class Journal:
@@ -98,12 +104,21 @@ class Journal:
 
         Raises:
             FileExistsError: The directory exists.
+            OSError: The disk takes no writes; nothing is left.
         """
         directory.mkdir(parents=True)
-        journal = cls(directory / JOURNAL_NAME)
-        journal._append(_order_line(order), is_synced=True)
-        for folder in (directory, directory.parent):
-            _sync_directory(folder)
+        try:
+            journal = cls(directory / JOURNAL_NAME)
+            try:
+                journal._append(_order_line(order), is_synced=True)
+                for folder in (directory, directory.parent):
+                    fsync_directory(folder)
+            except OSError:
+                journal.close()
+                raise
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         return journal
 
     @classmethod
@@ -127,9 +142,9 @@ class Journal:
         is_synced = isinstance(detail, StateDetail) and detail.state is not TrainingState.CANCELLING
         self._append(f'{{"event":{event.to_json()}}}', is_synced=is_synced)
 
-    def append_worker(self, worker: WorkerProcess) -> None:
-        """Add which process runs the session."""
-        self._append_raw({"worker": {"pid": worker.pid, "start_ticks": worker.start_ticks}})
+    def append_cancel(self, *, save_checkpoint: bool) -> None:
+        """Add that somebody wants the session to end, and whether with a checkpoint."""
+        self._append(json.dumps({"cancel": {"save_checkpoint": save_checkpoint}}), is_synced=False)
 
     def append_artifact(self, path: Path, result: TrainingResult) -> None:
         """Add where the complete artifact is, and what the training produced."""
@@ -174,6 +189,7 @@ def _order_line(order: SessionOrder) -> str:
             "spec": order.spec.to_json(),
             "upload_target": order.upload_target,
             "create_time": to_iso(order.create_time),
+            "resume_from": None if order.resume_from is None else asdict(order.resume_from),
         }
     }
     return json.dumps(raw, separators=(",", ":"))
@@ -181,6 +197,7 @@ def _order_line(order: SessionOrder) -> str:
 
 def _read_order(line: bytes) -> SessionOrder:
     raw = json.loads(line)["session"]
+    resume_from = raw.get("resume_from")
     return SessionOrder(
         session_id=raw["session_id"],
         training_id=raw["training_id"],
@@ -188,6 +205,7 @@ def _read_order(line: bytes) -> SessionOrder:
         spec=TrainingSpec.from_json(raw["spec"]),
         upload_target=raw["upload_target"],
         create_time=from_iso(raw["create_time"]),
+        resume_from=None if resume_from is None else ResumePoint(**resume_from),
     )
 
 
@@ -216,20 +234,14 @@ def _apply(content: JournalContent, raw: dict[str, Any]) -> None:
             if found.sequence != len(content.events) + 1:
                 raise ValueError(f"sequence {found.sequence} after {len(content.events)}")
             content.events.append(found)
-        case {"worker": dict(worker)}:
-            content.worker = WorkerProcess(pid=worker["pid"], start_ticks=worker["start_ticks"])
+        case {"worker": _}:
+            pass  # journals of 0.1.0 have it
         case {"artifact": dict(artifact)}:
             content.artifact_path = Path(artifact["path"])
             content.result = artifact["result"]
+        case {"cancel": {"save_checkpoint": bool(is_stop)}}:
+            content.is_stop = is_stop
         case {"upload_target": str(address)}:
             content.order = replace(content.order, upload_target=address)
         case _:
             raise ValueError(f"unknown line {sorted(raw)}")
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

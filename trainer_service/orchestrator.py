@@ -1,40 +1,46 @@
-"""HostTrainingOrchestrator: accepts sessions, runs them on the engine, brings their artifacts away, ends them."""
+"""HostTrainingOrchestrator: accepts sessions, knows them, hands out their checkpoints, and lets them end."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from datetime import timedelta
-from pathlib import Path
+from typing import Any
+
+from ktrdr.models.v1.model_service_pb2 import UploadChunk
+from ktrdr.trainer.v1.checkpoint_pb2 import CheckpointRef
 
 from ktrdr_core.clock import utc_now
-from ktrdr_core.config.naming import check_name
-from ktrdr_core.data.bar_store import BarStore
-from ktrdr_core.domain.progress import ProgressEvent, StateDetail
+from ktrdr_core.config.naming import MAX_NAME_LENGTH, check_name
+from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.spec import TrainingSpec
-from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
     AlreadyExistsError,
     DrainingError,
     IllegalStateError,
-    InternalError,
     InvalidSpecError,
     KtrdrError,
-    NoSlotError,
     SessionNotFoundError,
-    TrainerLostError,
+    StorageError,
 )
-from ktrdr_core.execution.engine import EngineSession, ExecutionEngine, SessionJob, SessionOutcome
+from ktrdr_core.execution.engine import ExecutionEngine, SessionCheckpoint
 from ktrdr_core.logging import get_logger
-from ktrdr_core.training.preflight import preflight
-from trainer_service.journal import Journal, JournalContent, SessionOrder
-from trainer_service.outbox import RETRY_DELAYS_S, Upload
-from trainer_service.session import CancelRequest, Session
+from ktrdr_core.versions import check_versions, own_version
+from trainer_service.checkpoint_outlet import give_checkpoint
+from trainer_service.checkpoint_store import CheckpointStore
+from trainer_service.journal import SessionOrder
+from trainer_service.outbox import RETRY_DELAYS_S
+from trainer_service.session import RESUMABLE_REASONS, Session
+from trainer_service.session_run import JOURNAL_RETRY_S, CancelRequest, SessionRun
+from trainer_service.session_starter import SessionStarter
 
 DEFAULT_CANCEL_REASON = "Cancelled on request"
-_JOURNAL_RETRY_S = 1.0
+FENCED_REASON = "fenced: the backend has given this attempt up"
+STOP_LIMIT_S = 5.0
+"""A stopping trainer waits this long for its workers to write checkpoints, and again for backends to fetch them."""
+_MAX_REFUSED_IDS = 10_000
 _log = get_logger(__name__)
 
 
@@ -43,10 +49,9 @@ class HostTrainingOrchestrator:
 
     Args:
         engine: Executes sessions.
-        bar_store: Bars of this machine, for the check at the door.
-        bars_dir: Where the workers read them.
+        starter: Begins them.
+        checkpoints: Checkpoints that sessions can go on from.
         sessions: Sessions found on disk by `recovery.load_sessions`.
-        sessions_dir: Directory with one folder per session.
         retry_delays_s: Waits between tries of an upload; the last one repeats.
     """
 
@@ -54,29 +59,29 @@ class HostTrainingOrchestrator:
         self,
         *,
         engine: ExecutionEngine,
-        bar_store: BarStore,
-        bars_dir: Path,
-        sessions_dir: Path,
+        starter: SessionStarter,
+        checkpoints: CheckpointStore,
         sessions: Sequence[Session] = (),
         retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
     ) -> None:
         self._engine = engine
-        self._bar_store = bar_store
-        self._bars_dir = bars_dir
-        self._sessions_dir = sessions_dir
+        self._starter = starter
+        self._checkpoints = checkpoints
         self._retry_delays_s = retry_delays_s
         self._sessions: dict[str, Session] = {session.session_id: session for session in sessions}
         self._accepting: dict[str, tuple[SessionOrder, asyncio.Task[Session]]] = {}
-        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._refused_ids: OrderedDict[str, None] = OrderedDict()
+        self._runs: dict[str, tuple[SessionRun, asyncio.Task[None]]] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self.is_draining = False
         self._is_stopping = False
+        self.is_draining = False
 
     def resume(self) -> None:
         """Go on with the sessions that a stop of the trainer interrupted; call it once, in the running loop."""
         for session in self._sessions.values():
             if not session.log.is_closed:
-                self._start_run(session, self._resume(session))
+                run = self._new_run(session)
+                self._start_run(run, run.go_on())
 
     async def check(self, spec: TrainingSpec) -> None:
         """Validate a spec against the bars of this machine; nothing is started.
@@ -85,29 +90,43 @@ class HostTrainingOrchestrator:
             InvalidInputError: A rule is broken.
             SeriesNotFoundError: This trainer has no such bars.
         """
-        await asyncio.to_thread(preflight, spec, self._bar_store)
+        await self._starter.check(spec)
 
-    async def train(self, order: SessionOrder) -> Session:
-        """Accept a session, or answer the one that has its id and content.
+    async def train(self, order: SessionOrder, *, backend_version: str = "") -> Session:
+        """Accept a session, or answer the one that has its id and content, whatever the version of who asks.
+
+        Args:
+            order: What to train.
+            backend_version: Version of the backend that asks; "" is not checked.
 
         Raises:
             InvalidInputError: A rule is broken; nothing was started.
             SeriesNotFoundError: This trainer has no such bars.
+            CheckpointNotFoundError: It is to go on from a checkpoint that is not here.
             AlreadyExistsError: The id was used with other content.
+            IllegalStateError: The id was cancelled before its Train came.
+            VersionSkewError: Backend and trainer do not work together.
             NoSlotError: Every slot is taken.
             DrainingError: The trainer is stopping.
+            StorageError: The disk takes no writes; nothing was started.
         """
         check_name(order.session_id, field="session_id", what="session_id", error_class=InvalidSpecError)
         if order.attempt < 1:
             raise InvalidSpecError(f"attempt must be at least 1, was {order.attempt}", field="attempt")
         if (session := self._sessions.get(order.session_id)) is not None:
             _check_same(session.order, order)
-            if order.upload_target != session.order.upload_target:
-                await session.redirect_upload(order.upload_target)
+            await _redirect_upload(session, order.upload_target)
             return session
         if (entry := self._accepting.get(order.session_id)) is not None:
             _check_same(entry[0], order)
             return await asyncio.shield(entry[1])
+        if order.session_id in self._refused_ids:
+            raise IllegalStateError(
+                f"session {order.session_id} was cancelled before its Train came; use a new session_id",
+                metadata={"session_id": order.session_id, "state": "CANCELLED"},
+            )
+        if backend_version:
+            check_versions(backend=backend_version, trainer=own_version())
         # A caller that goes away must not leave half a session: accepting goes on without it.
         task = asyncio.create_task(self._accept(order))
         self._accepting[order.session_id] = (order, task)
@@ -119,17 +138,33 @@ class HostTrainingOrchestrator:
     ) -> Session:
         """End a session and return it once nothing of it runs.
 
+        One that is being accepted is ended as soon as it is. An id that is not known is remembered: a Train that comes
+        late, after its cancel, starts nothing.
+
         Raises:
             SessionNotFoundError: No such session.
             IllegalStateError: It has already ended.
         """
+        if (accepting := self._accepting.get(session_id)) is not None:
+            await asyncio.wait([accepting[1]])
+        if session_id not in self._sessions:
+            self._refuse(session_id)
         session = self.session(session_id)
         session.check_not_ended()
-        task = asyncio.create_task(self._cancel(session, CancelRequest(save_checkpoint, reason)))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        await asyncio.shield(task)
+        entry = self._runs.get(session_id)
+        if entry is None:
+            raise DrainingError("the trainer has stopped; cancel again when it is back")
+        await asyncio.shield(self._in_background(entry[0].cancel(CancelRequest(save_checkpoint, reason))))
         return session
+
+    def fence(self, session_ids: Iterable[str]) -> None:
+        """End sessions that a backend has given up, in the background; what has ended or is unknown needs nothing."""
+        for session_id in session_ids:
+            session, entry = self._sessions.get(session_id), self._runs.get(session_id)
+            if session is None and session_id not in self._accepting:
+                self._refuse(session_id)
+            elif entry is None or not entry[0].is_being_cancelled:
+                self._in_background(self._fence(session_id))
 
     def session(self, session_id: str) -> Session:
         """Return a session.
@@ -149,262 +184,127 @@ class HostTrainingOrchestrator:
         """Return every session, newest first."""
         return sorted(self._sessions.values(), key=lambda session: session.order.create_time, reverse=True)
 
-    def watch(self, session_id: str, after_sequence: int) -> tuple[Session, AsyncIterator[list[ProgressEvent]]]:
+    def watch(self, session_id: str, after_sequence: int) -> tuple[Session, AsyncIterator[Sequence[ProgressEvent]]]:
         """Return a session and the stream of its events; see `EventLog.watch`."""
         session = self.session(session_id)
-        return session, session.log.watch(after_sequence)
+        return session, _counted(session, session.log.watch(after_sequence))
+
+    async def give_checkpoint(self, session_id: str) -> tuple[SessionCheckpoint, AsyncIterator[UploadChunk]]:
+        """Return the newest checkpoint of a session and the stream of its bytes.
+
+        Raises:
+            SessionNotFoundError: No such session.
+            CheckpointNotFoundError: It has no checkpoint.
+            StorageError: It cannot be read.
+        """
+        return await give_checkpoint(self.session(session_id))
+
+    async def take_checkpoint(self, ref: CheckpointRef, chunks: AsyncIterator[UploadChunk]) -> None:
+        """Take a checkpoint that a session will go on from; see `CheckpointStore.put`."""
+        await self._checkpoints.put(ref, chunks)
+
+    def begin_draining(self) -> None:
+        """Refuse new sessions from now on."""
+        self.is_draining = True
 
     async def drain(self, timeout_s: float, hurry: asyncio.Event) -> None:
-        """Refuse new sessions and let the others end; what still runs after `timeout_s`, or on `hurry`, is ended.
+        """Refuse new sessions and let the others end.
 
-        A session whose worker is ended so is FAILED with TRAINER_LOST. Uploads go on when the trainer starts again.
+        What still runs after `timeout_s` is stopped with a checkpoint, for which it has STOP_LIMIT_S, and FAILED with
+        DRAINING; a backend that watches it has that long again to fetch the checkpoint. `hurry` ends every wait, and
+        the workers at once. Uploads go on when the trainer starts again.
         """
-        self.is_draining = True
-        await asyncio.gather(*(task for _, task in self._accepting.values()), return_exceptions=True)
+        self.begin_draining()
         hurried = asyncio.create_task(hurry.wait())
-        pending = set(self._runs.values())
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        while pending and not hurried.done() and (left_s := deadline - loop.time()) > 0:
-            await asyncio.wait({*pending, hurried}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            pending = {task for task in pending if not task.done()}
-        hurried.cancel()
-        await self._stop()
+        try:
+            deadline = asyncio.get_running_loop().time() + timeout_s
+            await _wait_all({task for _, task in self._accepting.values()}, deadline, hurried)
+            await _wait_all({task for _, task in self._runs.values()}, deadline, hurried)
+            await self._stop(hurried)
+        finally:
+            hurried.cancel()
 
-    async def _stop(self) -> None:
+    async def sweep(self, keep_s: float) -> None:
+        """Forget sessions that ended `keep_s` ago, and remove their directories unless they hold an only copy."""
+        await self._checkpoints.sweep(keep_s)
+        oldest = utc_now() - timedelta(seconds=keep_s)
+        for session in self.sessions():
+            if session.end_time is None or session.end_time > oldest:
+                continue
+            del self._sessions[session.session_id]
+            if not session.has_only_copy:
+                await asyncio.to_thread(shutil.rmtree, session.directory, ignore_errors=True)
+
+    async def _stop(self, hurried: asyncio.Task[Any]) -> None:
+        loop = asyncio.get_running_loop()
         self._is_stopping = True
+        runs = list(self._runs.values())
+        watched = [run.session for run, _ in runs if run.session.num_watchers]
+        for run, _ in runs:
+            run.begin_stop()
+        stops = set() if hurried.done() else {self._in_background(run.stop_worker()) for run, _ in runs}
+        await _wait_all(stops, loop.time() + STOP_LIMIT_S, hurried)
         await self._engine.close()
-        for session in self._sessions.values():
-            if session.upload_task is not None:
-                session.upload_task.cancel()
-        runs = set(self._runs.values())
+        await asyncio.gather(*stops, return_exceptions=True)  # a worker that cannot be ended is in the engine's log
+        for run, _ in runs:
+            run.stop_upload()
         if runs:
-            await asyncio.wait(runs, timeout=_JOURNAL_RETRY_S)
-        left = {*runs, *self._background}
+            await asyncio.wait({task for _, task in runs}, timeout=JOURNAL_RETRY_S)
+        owed = [session for session in watched if session.log.summary.error_reason in RESUMABLE_REASONS]
+        givings = {self._in_background(session.wait_given()) for session in owed}
+        await _wait_all(givings, loop.time() + STOP_LIMIT_S, hurried)
+        left: set[asyncio.Task[Any]] = {task for _, task in (*self._runs.values(), *self._accepting.values())}
+        left |= self._background
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         for session in self._sessions.values():
             session.log.interrupt(DrainingError("the trainer has stopped; reconnect when it is back"))
 
-    async def sweep(self, keep_s: float) -> None:
-        """Forget sessions that ended `keep_s` ago, and remove their directories unless they hold an only copy."""
-        oldest = utc_now() - timedelta(seconds=keep_s)
-        for session in self.sessions():
-            if session.end_time is None or session.end_time > oldest:
-                continue
-            del self._sessions[session.session_id]
-            if not _has_only_copy(session):
-                await asyncio.to_thread(shutil.rmtree, session.directory, ignore_errors=True)
-
     async def _accept(self, order: SessionOrder) -> Session:
         if self.is_draining:
             raise DrainingError("the trainer is stopping and takes no new sessions; use another one")
-        if self._engine.num_free_slots < 1:
-            raise NoSlotError(
-                f"every slot of this trainer is taken ({self._engine.num_slots}); try again later, or start it with"
-                " more --slots"
-            )
-        await self.check(order.spec)
-        directory = self._sessions_dir / order.session_id
-        try:
-            journal = await asyncio.to_thread(Journal.create, directory, order)
-        except FileExistsError:
-            raise AlreadyExistsError(
-                f"{directory} is left from an older session {order.session_id}; use another session_id",
-                metadata={"session_id": order.session_id},
-            ) from None
-        job = SessionJob(
-            session_id=order.session_id,
-            training_id=order.training_id,
-            attempt=order.attempt,
-            spec=order.spec,
-            work_dir=directory,
-            bars_dir=self._bars_dir,
-        )
-        try:
-            worker = await self._engine.start(job)
-        except KtrdrError:
-            journal.close()
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-            raise
-        session = Session(directory, journal, JournalContent(order=order))
-        session.worker = worker
+        session, worker = await self._starter.begin(order)
         self._sessions[order.session_id] = session
-        self._start_run(session, self._run(session, worker))
+        run = self._new_run(session)
+        self._start_run(run, run.follow(worker))
         _log.info("Session accepted session_id=%s training_id=%s", order.session_id, order.training_id)
         return session
 
-    def _start_run(self, session: Session, run: Awaitable[None]) -> None:
-        task = asyncio.create_task(self._supervise(session, run))
-        self._runs[session.session_id] = task
-        task.add_done_callback(lambda _: self._runs.pop(session.session_id, None))
+    def _new_run(self, session: Session) -> SessionRun:
+        run = SessionRun(session, retry_delays_s=self._retry_delays_s)
+        if self._is_stopping:
+            run.begin_stop()
+        return run
 
-    async def _supervise(self, session: Session, run: Awaitable[None]) -> None:
+    def _start_run(self, run: SessionRun, running: Coroutine[Any, Any, None]) -> None:
+        async def run_to_end() -> None:
+            await running
+            await self._starter.let_go(run.session.order)
+
+        task = asyncio.create_task(run_to_end())
+        session_id = run.session.session_id
+        self._runs[session_id] = (run, task)
+        task.add_done_callback(lambda _: self._runs.pop(session_id, None))
+
+    async def _fence(self, session_id: str) -> None:
         try:
-            await run
-        except Exception as error:  # noqa: BLE001  a defect must not leave a session that runs for ever
-            _log.error("Session broke session_id=%s", session.session_id, exc_info=error)
-            if session.worker is not None:
-                with contextlib.suppress(KtrdrError):  # the worker cannot be ended, which may be what broke
-                    await session.worker.cancel(reason="the trainer has a defect")
-            await self._end(
-                session,
-                TrainingState.FAILED,
-                f"the trainer failed in an unexpected way ({type(error).__name__}); its log has the details",
-                error_reason=InternalError.reason,
-            )
+            await self.cancel(session_id, reason=FENCED_REASON)
+        except KtrdrError as error:  # mostly: it has ended meanwhile; else the backend asks again
+            _log.info("Not fenced: %s", error.message)
 
-    async def _run(self, session: Session, worker: EngineSession) -> None:
-        async for event in worker.events():
-            await session.record(event)
-        outcome = await worker.wait()
-        session.worker = None
-        request = session.cancel_request
-        if outcome.state is TrainingState.UPLOADING and request is None:
-            await self._deliver(session, outcome)
-        elif outcome.state is TrainingState.UPLOADING and request is not None:
-            await self._end_cancelled(session, request)
-        elif self._is_stopping and request is None and outcome.state is TrainingState.CANCELLED:
-            await self._end(
-                session,
-                TrainingState.FAILED,
-                "the trainer was stopped while it ran; start it again",
-                error_reason=TrainerLostError.reason,
-            )
-        else:
-            await self._end(
-                session,
-                outcome.state,
-                outcome.message,
-                error_reason=outcome.error_reason,
-                checkpoint_path=outcome.checkpoint_path,
-            )
-
-    async def _resume(self, session: Session) -> None:
-        if session.artifact_path is not None and session.state in (TrainingState.RUNNING, TrainingState.UPLOADING):
-            if session.state is TrainingState.RUNNING:
-                await self._announce_upload(session)
-            await self._upload(session, session.artifact_path, is_resumed=True)
-        elif session.state is TrainingState.CANCELLING:
-            await self._end(session, TrainingState.CANCELLED, "the trainer stopped while it was being cancelled")
-        else:
-            await self._end(
-                session,
-                TrainingState.FAILED,
-                "the trainer stopped while it ran; start it again",
-                error_reason=TrainerLostError.reason,
-            )
-
-    async def _deliver(self, session: Session, outcome: SessionOutcome) -> None:
-        artifact_path, result = outcome.artifact_path, outcome.result
-        if artifact_path is None or result is None:
-            raise InternalError("the engine answered UPLOADING without an artifact")
-        await _until_written(lambda: session.keep_artifact(artifact_path, result))
-        await self._announce_upload(session)
-        await self._upload(session, artifact_path)
-
-    async def _announce_upload(self, session: Session) -> None:
-        detail = StateDetail(state=TrainingState.UPLOADING, message="The artifact is complete")
-        try:
-            if session.cancel_request is None:
-                await _until_written(lambda: session.set_state(detail))
-        except IllegalStateError:
-            if session.cancel_request is None:  # else the cancel came while the disk was full
-                raise
-
-    async def _upload(self, session: Session, path: Path, *, is_resumed: bool = False) -> None:
-        if (request := session.cancel_request) is not None:
-            await self._end_cancelled(session, request)
+    def _refuse(self, session_id: str) -> None:
+        if len(session_id) > MAX_NAME_LENGTH:  # no Train can have it
             return
-        if not session.order.upload_target:
-            await self._end(session, TrainingState.COMPLETED, f"The artifact is in {path}", model_path=str(path))
-            return
-        upload = Upload(
-            path,
-            training_id=session.order.training_id,
-            attempt=session.order.attempt,
-            target=lambda: session.order.upload_target,
-            warn=session.warn,
-            retry_delays_s=self._retry_delays_s,
-            is_resumed=is_resumed,
-        )
-        task = asyncio.create_task(upload.run())
-        session.upload_task = task
-        try:
-            model = await task
-        except asyncio.CancelledError:
-            if (request := session.cancel_request) is None:
-                raise  # the trainer stops; the journal says UPLOADING, so the next start goes on
-            if await upload.was_published():
-                await self._end(session, TrainingState.COMPLETED, "The model was stored before the cancel came")
-            else:
-                await self._end_cancelled(session, request)
-        except KtrdrError as error:
-            await self._end(
-                session,
-                TrainingState.FAILED,
-                f"the model store refused the model: {error.message}; the artifact stays in {path}",
-                error_reason=error.reason,
-            )
-        else:
-            await self._end(
-                session, TrainingState.COMPLETED, f"The model is stored as {model.name}", model_path=model.path
-            )
+        self._refused_ids[session_id] = None
+        while len(self._refused_ids) > _MAX_REFUSED_IDS:
+            self._refused_ids.popitem(last=False)
 
-    async def _cancel(self, session: Session, request: CancelRequest) -> None:
-        if session.cancel_request is None or not request.save_checkpoint:
-            session.cancel_request = request
-        ending: asyncio.Task[SessionOutcome] | None = None
-        if session.worker is not None:
-            # First of all: what follows waits for the disk.
-            ending = asyncio.create_task(
-                session.worker.cancel(save_checkpoint=request.save_checkpoint, reason=request.reason)
-            )
-        detail = StateDetail(state=TrainingState.CANCELLING, message=request.reason)
-        if session.state is not TrainingState.CANCELLING and not session.log.is_closed:
-            with contextlib.suppress(KtrdrError):  # it ended, or another cancel was first
-                await _until_written(lambda: session.set_state(detail))
-        if session.upload_task is not None:
-            session.upload_task.cancel()
-        await session.has_ended.wait()
-        if ending is not None:
-            await ending
-
-    async def _end_cancelled(self, session: Session, request: CancelRequest) -> None:
-        if request.save_checkpoint:
-            await self._end(
-                session,
-                TrainingState.STOPPED,
-                f"{request.reason}; the training was over, its artifact stays in {session.directory / 'artifact'}",
-            )
-        else:
-            await self._end(session, TrainingState.CANCELLED, request.reason)
-
-    async def _end(
-        self,
-        session: Session,
-        state: TrainingState,
-        message: str,
-        *,
-        error_reason: str = "",
-        checkpoint_path: str = "",
-        model_path: str = "",
-    ) -> None:
-        if session.log.is_closed:
-            return
-        detail = StateDetail(
-            state=state,
-            message=message,
-            error_reason=error_reason,
-            checkpoint_path=checkpoint_path,
-            model_path=model_path,
-        )
-        await _until_written(lambda: session.set_state(detail))
-        _log.info("Session ended %s session_id=%s", state, session.session_id)
-        if not _has_only_copy(session):
-            for name in ("artifact", "checkpoints"):
-                await asyncio.to_thread(shutil.rmtree, session.directory / name, ignore_errors=True)
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
 
 def _check_same(known: SessionOrder, wanted: SessionOrder) -> None:
@@ -415,24 +315,32 @@ def _check_same(known: SessionOrder, wanted: SessionOrder) -> None:
         )
 
 
-def _has_only_copy(session: Session) -> bool:
-    """Return whether the directory of an ended session holds something no other place has."""
-    match session.state:
-        case TrainingState.COMPLETED:
-            return not session.order.upload_target
-        case TrainingState.FAILED:
-            return session.artifact_path is not None
-        case TrainingState.STOPPED:
-            return True
-        case _:
-            return False
+async def _redirect_upload(session: Session, address: str) -> None:
+    if address == session.order.upload_target:
+        return
+    try:
+        await session.redirect_upload(address)
+    except OSError as error:
+        raise StorageError(
+            f"the new upload target of session {session.session_id} cannot be kept: {error}; try again"
+        ) from error
 
 
-async def _until_written(write: Callable[[], Awaitable[None]]) -> None:
-    """Repeat `write` until the disk takes it: a state that is not stored must not be shown, and must not be lost."""
-    while True:
-        try:
-            return await write()
-        except OSError as error:
-            _log.error("The journal cannot be written, trying again: %s", error)
-            await asyncio.sleep(_JOURNAL_RETRY_S)
+async def _counted(
+    session: Session, batches: AsyncIterator[Sequence[ProgressEvent]]
+) -> AsyncIterator[Sequence[ProgressEvent]]:
+    session.num_watchers += 1
+    try:
+        async for events in batches:
+            yield events
+    finally:
+        session.num_watchers -= 1
+
+
+async def _wait_all(tasks: set[asyncio.Task[Any]], deadline: float, hurried: asyncio.Task[Any]) -> None:
+    """Wait until all are done, `deadline` on the loop's clock has passed, or `hurried` is done."""
+    loop = asyncio.get_running_loop()
+    pending = {task for task in tasks if not task.done()}
+    while pending and not hurried.done() and (left_s := deadline - loop.time()) > 0:
+        await asyncio.wait({*pending, hurried}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        pending = {task for task in pending if not task.done()}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from importlib import metadata
+from pathlib import Path
 
 from ktrdr.trainer.v1 import trainer_info_pb2
 
+from ktrdr_core.clock import utc_now
 from ktrdr_core.errors import KtrdrError
 from ktrdr_core.execution.devices import Device
 from ktrdr_core.execution.engine import ExecutionEngine
 from ktrdr_core.logging import get_logger
+from ktrdr_core.versions import own_version
 from ktrdr_core.wire.to_proto import time_to_proto
 
 _log = get_logger(__name__)
@@ -24,6 +28,8 @@ class ServerInfo:
 
     Args:
         engine: Whose slots it tells.
+        trainer_id: Stable identity of this trainer.
+        state_dir: Directory whose disk it tells the free space of.
         start_time: When the service started.
         unavailable_reason: Why it cannot train; "" if it can.
         probe: Detects the devices.
@@ -33,11 +39,15 @@ class ServerInfo:
         self,
         engine: ExecutionEngine,
         *,
+        trainer_id: str,
+        state_dir: Path,
         start_time: datetime,
         unavailable_reason: str,
         probe: Callable[[], Awaitable[Sequence[Device]]],
     ) -> None:
+        self.trainer_id = trainer_id
         self._engine = engine
+        self._state_dir = state_dir
         self._start_time = start_time
         self._unavailable_reason = unavailable_reason
         self._probe = probe
@@ -59,9 +69,9 @@ class ServerInfo:
         """Return the message; waits for the devices if they are still being detected."""
         devices = await asyncio.shield(self.start_probe())
         return trainer_info_pb2.TrainerInfo(
-            version=_version_of("ktrdr"),
+            version=own_version(),
             python_version=platform.python_version(),
-            torch_version=_version_of("torch"),
+            torch_version=_torch_version(),
             devices=[
                 trainer_info_pb2.Device(
                     device_type=device.device_type,
@@ -76,6 +86,9 @@ class ServerInfo:
             is_draining=is_draining,
             unavailable_reason=self._unavailable_reason,
             start_time=time_to_proto(self._start_time),
+            trainer_id=self.trainer_id,
+            current_time=time_to_proto(utc_now()),
+            disk_free_bytes=await asyncio.to_thread(_free_bytes, self._state_dir),
         )
 
     async def _detect(self) -> Sequence[Device]:
@@ -86,8 +99,17 @@ class ServerInfo:
             return ()
 
 
-def _version_of(distribution: str) -> str:
+def _torch_version() -> str:
     try:
-        return metadata.version(distribution)
+        return metadata.version("torch")
     except metadata.PackageNotFoundError:
         return ""
+
+
+def _free_bytes(directory: Path) -> int:
+    """Return what is free on a directory's disk; 0 if it does not tell, for then it takes nothing either."""
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError as error:
+        _log.error("The free space of %s is unknown: %s", directory, error)
+        return 0

@@ -11,8 +11,9 @@ import grpc.aio
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
 from ktrdr.trainer.v1 import trainer_service_pb2_grpc
 
+from ktrdr_core.rpc.checkpoint_transfer import checkpoint_ref
 from ktrdr_core.wire.to_proto import events_to_proto
-from trainer_service.messages import order_from_proto, session_to_proto
+from trainer_service.messages import checkpoint_parts, optional_checkpoint_ref, order_from_proto, session_to_proto
 from trainer_service.orchestrator import DEFAULT_CANCEL_REASON, HostTrainingOrchestrator
 from trainer_service.server_info import ServerInfo
 
@@ -32,7 +33,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         if request.validate_only:
             await self._orchestrator.check(order.spec)
             return pb.TrainResponse()
-        session = await self._orchestrator.train(order)
+        session = await self._orchestrator.train(order, backend_version=request.backend_version)
         return pb.TrainResponse(session=await session_to_proto(session))
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
@@ -48,12 +49,19 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self, request: pb.StreamProgressRequest, context: Context
     ) -> AsyncIterator[pb.StreamProgressResponse]:
         session, batches = self._orchestrator.watch(request.session_id, request.after_sequence)
-        yield pb.StreamProgressResponse(session=await session_to_proto(session))
+        told = session.checkpoint
+        yield pb.StreamProgressResponse(
+            session=await session_to_proto(session), checkpoint=optional_checkpoint_ref(told)
+        )
         async for events in batches:
             is_last = bool(events) and events[-1].terminal_state is not None
+            newest = session.checkpoint
             yield pb.StreamProgressResponse(
-                session=await session_to_proto(session) if is_last else None, events=events_to_proto(events)
+                session=await session_to_proto(session) if is_last else None,
+                events=events_to_proto(events),
+                checkpoint=None if newest == told else optional_checkpoint_ref(newest),
             )
+            told = newest
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
         session = self._orchestrator.session(request.session_id)
@@ -62,6 +70,21 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
         sessions = await asyncio.gather(*map(session_to_proto, self._orchestrator.sessions()))
         return pb.ListSessionsResponse(sessions=sessions)
+
+    async def GetCheckpoint(
+        self, request: pb.GetCheckpointRequest, context: Context
+    ) -> AsyncIterator[pb.GetCheckpointResponse]:
+        checkpoint, chunks = await self._orchestrator.give_checkpoint(request.session_id)
+        yield pb.GetCheckpointResponse(checkpoint=checkpoint_ref(checkpoint))
+        async for chunk in chunks:
+            yield pb.GetCheckpointResponse(chunk=chunk)
+
+    async def PutCheckpoint(
+        self, request_iterator: AsyncIterator[pb.PutCheckpointRequest], context: Context
+    ) -> pb.PutCheckpointResponse:
+        ref, chunks = await checkpoint_parts(request_iterator)
+        await self._orchestrator.take_checkpoint(ref, chunks)
+        return pb.PutCheckpointResponse()
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         trainer = await self._server_info.to_proto(is_draining=self._orchestrator.is_draining)

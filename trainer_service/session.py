@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from ktrdr_core.clock import utc_now
-from ktrdr_core.domain.progress import ProgressEvent, StateDetail, WarningDetail
+from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, ProgressEvent, StateDetail, WarningDetail
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.states import TrainingState, check_transition
-from ktrdr_core.errors import IllegalStateError
-from ktrdr_core.execution.engine import EngineSession
+from ktrdr_core.errors import DrainingError, IllegalStateError, TrainerLostError
+from ktrdr_core.execution.engine import EngineSession, SessionCheckpoint
 from ktrdr_core.execution.resources import ResourceUsage
 from ktrdr_core.rpc.event_log import EventLog
-from trainer_service.journal import Journal, JournalContent, SessionOrder, WorkerProcess
+from trainer_service.journal import Journal, JournalContent, SessionOrder
 
-
-@dataclass(frozen=True, slots=True)
-class CancelRequest:
-    """How somebody wants a session to end."""
-
-    save_checkpoint: bool
-    reason: str
+# A session that failed so goes on elsewhere, as the next attempt, from its last checkpoint.
+RESUMABLE_REASONS = (TrainerLostError.reason, DrainingError.reason)
 
 
 class Session:
-    """A session and its log; the orchestrator is the only one that changes it.
+    """A session and its log; only its run changes it.
 
     Attributes:
         order: What was accepted.
         directory: Directory of this session alone.
         log: Its events.
         worker: Its worker while one runs.
-        upload_task: Its upload while one is on its way.
-        cancel_request: Set once somebody wants it to end.
+        left_checkpoint: Its newest checkpoint once no worker runs.
+        num_watchers: Streams of its progress that are open.
         artifact_path: Directory of the complete artifact.
         result: What it produced, once the artifact is complete.
+        is_stop: Whether it was last asked to end with a checkpoint.
         has_ended: Set once the terminal state is stored.
     """
 
@@ -46,12 +42,15 @@ class Session:
         self.directory = directory
         self._journal = journal
         self.log = EventLog(self._store, content.events)
-        self.left_worker: WorkerProcess | None = content.worker
         self.artifact_path: Path | None = content.artifact_path
         self.result: TrainingResult | None = content.result
+        self.is_stop = content.is_stop
         self.worker: EngineSession | None = None
-        self.upload_task: asyncio.Task[object] | None = None
-        self.cancel_request: CancelRequest | None = None
+        self.left_checkpoint: SessionCheckpoint | None = None
+        self.num_watchers = 0
+        self._given_checkpoint: SessionCheckpoint | None = None
+        self._has_given = asyncio.Event()
+        self._is_checkpoint_unusable = any(map(_says_unusable, content.events))
         self.has_ended = asyncio.Event()
         if self.log.is_closed:
             self.has_ended.set()
@@ -71,6 +70,47 @@ class Session:
         """When it reached its terminal state; None before."""
         return self.log.events[-1].create_time if self.log.is_closed else None
 
+    @property
+    def checkpoint(self) -> SessionCheckpoint | None:
+        """Its newest checkpoint, from which another attempt can go on; None without one."""
+        return self.left_checkpoint if self.worker is None else self.worker.checkpoint
+
+    @property
+    def resumed_from_epoch(self) -> int:
+        """Last epoch of the checkpoint it went on from; 0 if it began at the beginning."""
+        point = self.order.resume_from
+        return 0 if point is None or self._is_checkpoint_unusable else point.epoch
+
+    @property
+    def has_only_copy(self) -> bool:
+        """Whether the directory of this session, which has ended, holds something no other place has."""
+        match self.state:
+            case TrainingState.COMPLETED:
+                return not self.order.upload_target
+            case TrainingState.FAILED:
+                return self.artifact_path is not None
+            case TrainingState.STOPPED:
+                return True
+            case _:
+                return False
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether, of this session, which has ended, checkpoints are of use."""
+        is_resumable = self.state is TrainingState.FAILED and self.log.summary.error_reason in RESUMABLE_REASONS
+        return is_resumable or self.has_only_copy
+
+    def note_given(self, checkpoint: SessionCheckpoint) -> None:
+        """Note that somebody has fetched a checkpoint whole."""
+        self._given_checkpoint = checkpoint
+        self._has_given.set()
+
+    async def wait_given(self) -> None:
+        """Return once somebody has the newest checkpoint, if there is one."""
+        while self._given_checkpoint != self.checkpoint:
+            self._has_given.clear()
+            await self._has_given.wait()
+
     def resource_usage(self) -> ResourceUsage | None:
         """Return what its worker uses now; blocking, it reads /proc and NVML."""
         worker = self.worker
@@ -80,9 +120,8 @@ class Session:
         """Add an event of the engine; its states are this session's to decide, so only the first RUNNING counts."""
         if not isinstance(event.detail, StateDetail):
             await self.log.append(event)
+            self._is_checkpoint_unusable = self._is_checkpoint_unusable or _says_unusable(event)
             return
-        if self.worker is not None and (process := WorkerProcess.of(self.worker.pid)) is not None:
-            await asyncio.to_thread(self._journal.append_worker, process)
         async with self._state_lock:
             if self.state is TrainingState.QUEUED and event.detail.state is TrainingState.RUNNING:
                 await self.log.append(event)
@@ -110,6 +149,20 @@ class Session:
         """Note durably that the artifact is complete."""
         await asyncio.to_thread(self._journal.append_artifact, path, result)
         self.artifact_path, self.result = path, result
+
+    async def begin_cancel(self, reason: str, *, save_checkpoint: bool) -> None:
+        """Note how somebody wants it to end, for a restart meanwhile, and be CANCELLING; nothing if it has ended.
+
+        Raises:
+            OSError: The journal cannot be written; nothing has changed.
+        """
+        async with self._state_lock:
+            if self.log.is_closed:
+                return
+            await asyncio.to_thread(self._journal.append_cancel, save_checkpoint=save_checkpoint)
+            self.is_stop = save_checkpoint
+            if self.state is not TrainingState.CANCELLING:
+                await self.log.append(self._event(StateDetail(state=TrainingState.CANCELLING, message=reason)))
 
     async def redirect_upload(self, address: str) -> None:
         """Note durably that the artifact goes elsewhere: the backend has come back under another address."""
@@ -141,3 +194,7 @@ class Session:
             remaining_s=0.0 if is_completed else None,
             detail=detail,
         )
+
+
+def _says_unusable(event: ProgressEvent) -> bool:
+    return isinstance(event.detail, WarningDetail) and event.detail.reason == CHECKPOINT_UNUSABLE

@@ -6,76 +6,103 @@ Measured: a driver that hops between threads for every statement writes a tenth 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+import copy
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine
+from backend_service.operations.database import Database
+from ktrdr_core.errors import KtrdrError, UnavailableError
 
-from ktrdr_core.errors import UnavailableError
-
+CommandT = TypeVar("CommandT", contravariant=True)
 T = TypeVar("T")
-Command = Callable[[Connection], T]
-_Pending = tuple[Command[Any], asyncio.Future[Any]]
-_Outcome = tuple[Any, Exception | None]
+Outcome = tuple[Any, Exception | None]
+_Pending = tuple[Any, asyncio.Future[Any]]
+
+DOUBT_S = 5.0
+"""How long a commit that was never answered is asked after."""
+_DOUBT_PAUSE_S = 0.1
 
 
-class GroupCommitWriter:
-    """Runs write commands in order of arrival; each caller returns once its command is committed.
+class Runner(Protocol[CommandT]):
+    """Does the SQL of commands. It may be asked twice for the same one, so it does nothing else."""
 
-    Commands may run twice (see `_commit`), so they must do nothing but SQL on the connection they are given.
+    def run(self, cursor: Any, commands: Sequence[CommandT]) -> list[Any]:
+        """Run commands in order and return their answers; raise what the first that fails raises."""
+
+    def forget(self) -> None:
+        """Whatever was run may have been rolled back."""
+
+
+class GroupCommitWriter(Generic[CommandT]):
+    """Runs commands in order of arrival; each caller returns once its command is committed.
+
+    A command that fails, fails alone. While the database takes no writes every caller gets a StorageError; the
+    connection is made anew for the next command.
 
     Args:
-        engine: Its one connection that writes is opened, used and closed on the writer's thread.
+        database: Its one connection that writes is opened, used and closed on the writer's thread.
+        runner: Does the SQL.
         max_pending: Commands that may wait; further callers wait to hand theirs in.
         max_group: Commands in one transaction.
     """
 
-    def __init__(self, engine: Engine, *, max_pending: int = 10_000, max_group: int = 512) -> None:
-        self._engine = engine
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="operations-writer")
+    def __init__(
+        self, database: Database, runner: Runner[CommandT], *, max_pending: int = 10_000, max_group: int = 512
+    ) -> None:
+        self._connection = _WriterConnection(database, runner)
+        self._loop = asyncio.get_running_loop()
+        self._max_pending = max_pending
         self._max_group = max_group
-        self._queue: asyncio.Queue[_Pending | None] = asyncio.Queue(max_pending)
+        self._pending: deque[_Pending] = deque()
+        self._is_busy = False
         self._is_closed = False
-        self._task = asyncio.create_task(self._run(), name="operations-writer")
+        self._changed = asyncio.Event()  # set when the group in hand is done
+        self._groups: queue.SimpleQueue[list[_Pending] | None] = queue.SimpleQueue()
+        # A daemon: a program that forgets to close the store still ends, and a torn transaction is rolled back.
+        self._thread = threading.Thread(target=self._serve, name="operations-writer", daemon=True)
+        self._thread.start()
 
-    async def submit(self, command: Command[T]) -> T:
+    async def submit(self, command: CommandT) -> Any:
         """Run `command` in the next group and return its answer, or raise its error, once the group is committed."""
+        while len(self._pending) >= self._max_pending and not self._is_closed:
+            await self._group_done()
         if self._is_closed:
             raise UnavailableError("the operations database is closed; the service is stopping, try again later")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        await self._queue.put((command, future))
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._pending.append((command, future))
+        if not self._is_busy:
+            self._hand_over()
         return await future
 
     async def close(self) -> None:
         """Commit what was handed in, then end the thread and close the connection."""
-        if self._is_closed:
-            return
         self._is_closed = True
-        await self._queue.put(None)
-        await self._task
-        self._thread.shutdown()
-        self._engine.dispose()
+        while self._is_busy:
+            await self._group_done()
+        self._groups.put(None)
+        await asyncio.to_thread(self._thread.join)
 
-    async def _run(self) -> None:
-        is_open = True
-        while is_open:
-            group: list[_Pending] = []
-            entry = await self._queue.get()
-            while True:
-                if entry is None:
-                    is_open = False
-                    break
-                group.append(entry)
-                if self._queue.empty() or len(group) == self._max_group:
-                    break
-                entry = self._queue.get_nowait()
-            if group:
-                await self._commit(group)
+    async def _group_done(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
-    async def _commit(self, group: list[_Pending]) -> None:
-        commands = [command for command, _ in group]
-        outcomes = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, commands)
+    def _hand_over(self) -> None:
+        group = [self._pending.popleft() for _ in range(min(len(self._pending), self._max_group))]
+        self._is_busy = bool(group)
+        if group:
+            self._groups.put(group)
+
+    def _settle(self, group: list[_Pending], outcomes: list[Outcome] | KtrdrError) -> None:
+        if isinstance(outcomes, KtrdrError):
+            # Who waited behind this group would wait as long again, for the same answer.
+            group = [*group, *self._pending]
+            self._pending.clear()
+            outcomes = [(None, _copy_of(outcomes)) for _ in group]
+        self._hand_over()
         for (_, future), (answer, failure) in zip(group, outcomes, strict=True):
             if future.done():  # the caller was cancelled; its command is committed all the same
                 continue
@@ -83,25 +110,150 @@ class GroupCommitWriter:
                 future.set_result(answer)
             else:
                 future.set_exception(failure)
+        self._changed.set()
 
-    def _write(self, commands: list[Command[Any]]) -> list[_Outcome]:
-        """Commit the group at once; if one command fails, run all again with a savepoint around each."""
-        try:
-            with self._engine.begin() as connection:
-                return [(command(connection), None) for command in commands]
-        except Exception:  # noqa: BLE001 - whatever one command raised belongs to its caller only
+    def _serve(self) -> None:
+        """Write groups until None comes; runs on the writer's thread."""
+        while (group := self._groups.get()) is not None:
+            outcomes = self._connection.write([command for command, _ in group])
             try:
-                return self._write_one_by_one(commands)
-            except Exception as error:  # noqa: BLE001 - a failed commit is every caller's failure; the writer lives on
-                return [(None, error)] * len(commands)
+                self._loop.call_soon_threadsafe(self._settle, group, outcomes)
+            except RuntimeError:  # the loop is closed: nobody waits for an answer any more
+                break
+        self._connection.close()
 
-    def _write_one_by_one(self, commands: list[Command[Any]]) -> list[_Outcome]:
-        outcomes: list[_Outcome] = []
-        with self._engine.begin() as connection:
-            for command in commands:
-                try:
-                    with connection.begin_nested():
-                        outcomes.append((command(connection), None))
-                except Exception as error:  # noqa: BLE001 - handed to the caller it belongs to
-                    outcomes.append((None, error))
+
+class _DatabaseError(Exception):
+    """The database is at fault, not a command: the whole group failed, and nothing of it was changed."""
+
+    def __init__(self, error: KtrdrError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _WriterConnection(Generic[CommandT]):
+    """The connection that writes: made when it is needed, and made anew after the database failed."""
+
+    def __init__(self, database: Database, runner: Runner[CommandT]) -> None:
+        self._database = database
+        self._runner = runner
+        self._connection: Any = None
+        self._cursor: Any = None
+
+    def write(self, commands: list[CommandT]) -> list[Outcome] | KtrdrError:
+        """Commit the group at once; if one command fails, run all again with a savepoint around each.
+
+        Returns:
+            The answer or the error of each command; one error if the database is at fault.
+        """
+        try:
+            try:
+                return [(answer, None) for answer in self._transact(lambda cursor: self._runner.run(cursor, commands))]
+            except _DatabaseError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever one command raised belongs to its caller only
+                if len(commands) == 1:
+                    return [(None, error)]
+            return self._transact(lambda cursor: self._run_one_by_one(cursor, commands))
+        except _DatabaseError as failure:
+            return failure.error
+        except Exception as error:  # noqa: BLE001 - a failed commit is every caller's failure; the writer lives on
+            return [(None, error)] * len(commands)
+
+    def close(self) -> None:
+        """Close the connection, which rolls back what it has not committed."""
+        connection, self._connection, self._cursor = self._connection, None, None
+        self._runner.forget()
+        if connection is not None:
+            connection.close()
+
+    def _transact(self, work: Callable[[Any], T]) -> T:
+        """Run `work` in a transaction of its own.
+
+        Raises:
+            _DatabaseError: The database is at fault.
+            Exception: What `work` raised; nothing was changed.
+        """
+        transaction = self._begin()
+        answer: T
+        is_done = False
+        try:
+            answer = work(self._cursor)
+            is_done = True
+            self._cursor.execute("COMMIT")
+        except Exception as error:
+            failure = self._database.explain(error)
+            if failure is None:
+                self._roll_back()
+                raise
+            self.close()
+            if is_done and transaction is not None and self._was_committed(transaction):
+                return answer
+            raise _DatabaseError(failure) from error
+        return answer
+
+    def _begin(self) -> str | None:
+        is_new = self._connection is None
+        try:
+            if is_new:
+                self._connection = self._database.connect()
+                self._cursor = self._connection.cursor()
+            return self._database.begin(self._cursor)
+        except Exception as error:
+            was_lost = not is_new and self._database.is_lost(self._connection)
+            self.close()
+            if was_lost:  # since the last group, perhaps hours ago: the server may be long back
+                return self._begin()
+            failure = error if isinstance(error, KtrdrError) else self._database.explain(error)
+            if failure is None:
+                raise
+            raise _DatabaseError(failure) from error
+
+    def _roll_back(self) -> None:
+        self._runner.forget()
+        try:
+            self._cursor.execute("ROLLBACK")
+        except Exception as error:
+            self.close()
+            if self._database.explain(error) is None:
+                raise
+
+    def _was_committed(self, transaction: str) -> bool:
+        """Return whether a commit that was never answered took place: a caller must not be told that it did not."""
+        deadline = time.monotonic() + DOUBT_S
+        while True:
+            try:
+                self._connection = self._database.connect()
+                self._cursor = self._connection.cursor()
+                return self._database.was_committed(self._cursor, transaction)
+            except Exception as error:
+                self.close()
+                if not isinstance(error, KtrdrError) and self._database.explain(error) is None:
+                    raise
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_DOUBT_PAUSE_S)
+
+    def _run_one_by_one(self, cursor: Any, commands: list[CommandT]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for command in commands:
+            cursor.execute("SAVEPOINT command")
+            try:
+                (answer,) = self._runner.run(cursor, [command])
+            except Exception as error:
+                if self._database.explain(error) is not None:
+                    raise
+                self._runner.forget()
+                cursor.execute("ROLLBACK TO SAVEPOINT command")
+                outcomes.append((None, error))  # handed to the caller it belongs to
+            else:
+                outcomes.append((answer, None))
+            cursor.execute("RELEASE SAVEPOINT command")
         return outcomes
+
+
+def _copy_of(error: KtrdrError) -> KtrdrError:
+    """Return an error of its own for one of many callers: who raises one adds to its traceback."""
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied

@@ -1,130 +1,98 @@
-"""The operations store over SQLAlchemy Core and SQLite (WAL): one writer with group commit, readers beside it."""
+"""The operations store over SQLite or PostgreSQL: one writer with group commit, readers on threads beside it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Row,
-    StaticPool,
-    bindparam,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    select,
-    update,
-)
-from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import Connection, Select, func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from backend_service.operations import schema
+from backend_service.operations import migrations, schema
+from backend_service.operations.columns import request_cancel_from, session_from, training_from
+from backend_service.operations.database import BUSY_TIMEOUT_S, NUM_READERS, Database, open_database
 from backend_service.operations.group_commit import GroupCommitWriter
-from backend_service.operations.records import (
-    Placement,
-    SessionRow,
-    StrategyHistory,
-    TrainingRow,
-    summary_from_json,
-    summary_to_json,
-)
+from backend_service.operations.records import RequestCancel, SessionRow, StrategyHistory, TrainingRow
 from backend_service.operations.store import ListedTraining, TrainingQuery
-from ktrdr_core.clock import from_iso, to_iso
-from ktrdr_core.domain.progress import ProgressEvent
-from ktrdr_core.domain.result import TrainingResult
-from ktrdr_core.domain.spec import TrainingSpec
-from ktrdr_core.domain.states import TERMINAL_STATES, TrainingState
-from ktrdr_core.errors import (
-    AlreadyExistsError,
-    IllegalStateError,
-    TrainingNotFoundError,
-    WriteConflictError,
+from backend_service.operations.writes import (
+    Command,
+    DeleteTraining,
+    Execute,
+    ForgetRequestCancels,
+    InsertTraining,
+    KeepRequestCancel,
+    SaveSession,
+    SaveTraining,
+    WriteConfig,
+    WriteRunner,
 )
+from ktrdr_core.clock import from_iso
+from ktrdr_core.domain.progress import ProgressEvent
+from ktrdr_core.domain.states import TERMINAL_STATES, TrainingState
+from ktrdr_core.errors import StorageError
 
-# Built once: building a statement costs more than running it.
-_UPDATE_TRAINING = update(schema.trainings).where(schema.trainings.c.training_id == bindparam("key"))
-_INSERT_EVENT = insert(schema.training_events)
+T = TypeVar("T")
+
+MAX_WAITING_READS = 1_000
 _ENDED = [str(state) for state in TERMINAL_STATES]
 
 
 class SqlOperationsStore:
-    """An `OperationsStore` in one SQLite file. Make it with `await SqlOperationsStore.open(path)`."""
+    """An `OperationsStore` in a SQL database. Make it with `await SqlOperationsStore.open(url_or_path)`."""
 
-    def __init__(self, engine: AsyncEngine, writer: GroupCommitWriter) -> None:
-        self._engine = engine
-        self._writer = writer
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._writer: GroupCommitWriter[Command] = GroupCommitWriter(database, WriteRunner(database.mark))
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="operations-reader")
+        self._num_reads = 0
 
     @classmethod
-    async def open(cls, path: Path) -> Self:
-        """Open or create the database.
+    async def open(cls, url_or_path: str | Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
+        """Open, create or upgrade a database.
+
+        Args:
+            url_or_path: A path, `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+            busy_timeout_s: How long a statement waits for a lock of somebody else, or for its answer.
 
         Raises:
-            IllegalStateError: The file was written by a newer version of this program.
+            IllegalStateError: A newer version of this program wrote it, or (PostgreSQL) another backend uses it.
+            InvalidInputError: It is no such URL.
+            UnsupportedError: The driver of PostgreSQL is not installed.
+            StorageError: It cannot be read or written now.
+            CorruptDataError: The file is damaged or no database.
         """
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=4, max_overflow=4)
-        _configure(engine.sync_engine)
-        write_engine = create_engine(
-            f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False}
-        )
-        _configure(write_engine)
-        writer = GroupCommitWriter(write_engine)
+        store = cls(open_database(url_or_path, busy_timeout_s=busy_timeout_s))
         try:
-            await writer.submit(lambda connection: _create_schema(connection, path))
+            await store._prepare()
         except BaseException:
-            await writer.close()
-            await engine.dispose()
+            await store.close()
             raise
-        return cls(engine, writer)
+        return store
 
     async def close(self) -> None:
         """Commit what was handed in and close every connection."""
         await self._writer.close()
-        await self._engine.dispose()
+        await asyncio.to_thread(self._readers.shutdown)
+        self._database.engine.dispose()
 
     async def insert_training(self, row: TrainingRow, event: ProgressEvent) -> None:
-        values = _to_columns(row)
-
-        def command(connection: Connection) -> None:
-            try:
-                connection.execute(insert(schema.trainings).values(values))
-            except IntegrityError as error:
-                raise AlreadyExistsError(
-                    f"training {row.training_id} or request_id {row.request_id!r} exists already; "
-                    "use another request_id",
-                    metadata={"training_id": row.training_id},
-                ) from error
-            _insert_event(connection, row.training_id, event)
-
-        await self._writer.submit(command)
+        await self._writer.submit(InsertTraining(row, event))
 
     async def save_training(
         self, row: TrainingRow, *, event: ProgressEvent | None = None, session: SessionRow | None = None
     ) -> None:
-        values = {"key": row.training_id, **_changing_columns(row)}
-
-        def command(connection: Connection) -> None:
-            changed = connection.execute(_UPDATE_TRAINING, values)
-            if changed.rowcount == 0:
-                raise _not_found(row.training_id)
-            if event is not None:
-                _insert_event(connection, row.training_id, event)
-            if session is not None:
-                _put_session(connection, session)
-
-        await self._writer.submit(command)
+        await self._writer.submit(SaveTraining(row, event, session))
 
     async def find_training(self, training_id: str) -> TrainingRow | None:
-        return await self._find_one(schema.trainings.c.training_id == training_id)
+        return await self._find_one(select(schema.trainings).where(schema.trainings.c.training_id == training_id))
 
     async def find_by_request(self, request_id: str) -> TrainingRow | None:
-        return await self._find_one(schema.trainings.c.request_id == request_id)
+        return await self._find_one(select(schema.trainings).where(schema.trainings.c.request_id == request_id))
 
     async def list_trainings(self, query: TrainingQuery) -> list[ListedTraining]:
         table = schema.trainings
@@ -135,176 +103,132 @@ class SqlOperationsStore:
             statement = statement.where(table.c.state.in_([str(state) for state in query.states]))
         if query.strategy_name:
             statement = statement.where(table.c.strategy_name == query.strategy_name)
-        async with self._engine.connect() as connection:
-            found = (await connection.execute(statement)).all()
-        return [ListedTraining(position=row.position, row=_from_columns(row)) for row in found]
+        return await self._find(
+            statement, lambda found: ListedTraining(position=found.position, row=training_from(found))
+        )
 
     async def load_active(self) -> list[TrainingRow]:
         table = schema.trainings
         statement = select(table).where(table.c.state.not_in(_ENDED)).order_by(table.c.position)
-        async with self._engine.connect() as connection:
-            return [_from_columns(row) for row in (await connection.execute(statement)).all()]
+        return await self._find(statement, training_from)
 
-    async def load_events(self, training_id: str) -> list[ProgressEvent]:
+    async def load_events(
+        self, training_id: str, *, after_sequence: int = 0, limit: int | None = None
+    ) -> list[ProgressEvent]:
         table = schema.training_events
-        statement = select(table.c.event).where(table.c.training_id == training_id).order_by(table.c.sequence)
-        async with self._engine.connect() as connection:
-            return [ProgressEvent.from_json(text) for (text,) in (await connection.execute(statement)).all()]
+        statement = (
+            select(table.c.event)
+            .where(table.c.training_id == training_id, table.c.sequence > after_sequence)
+            .order_by(table.c.sequence)
+            .limit(limit)
+        )
+        return await self._find(statement, lambda found: ProgressEvent.from_json(found.event))
 
     async def load_sessions(self, training_ids: Sequence[str]) -> dict[str, list[SessionRow]]:
         table = schema.sessions
-        statement = select(table).where(table.c.training_id.in_(training_ids)).order_by(table.c.attempt)
+        statement = select(table).where(table.c.training_id.in_(training_ids))
         sessions: dict[str, list[SessionRow]] = {training_id: [] for training_id in training_ids}
-        async with self._engine.connect() as connection:
-            for row in (await connection.execute(statement)).all():
-                sessions[row.training_id].append(SessionRow(**row._mapping))
+        for session in await self._find(statement.order_by(table.c.attempt, table.c.session_id), session_from):
+            sessions[session.training_id].append(session)
         return sessions
 
-    async def delete_training(self, training_id: str) -> None:
-        def command(connection: Connection) -> None:
-            deleted = connection.execute(delete(schema.trainings).where(schema.trainings.c.training_id == training_id))
-            if deleted.rowcount == 0:
-                raise _not_found(training_id)
+    async def load_fenced_sessions(self) -> list[SessionRow]:
+        table = schema.sessions
+        statement = select(table).where(schema.IS_TO_END).order_by(table.c.training_id, table.c.attempt)
+        return await self._find(statement, session_from)
 
-        await self._writer.submit(command)
+    async def save_session(self, session: SessionRow) -> None:
+        await self._writer.submit(SaveSession(session))
+
+    async def keep_request_cancel(self, cancel: RequestCancel) -> bool:
+        is_kept: bool = await self._writer.submit(KeepRequestCancel(cancel))
+        return is_kept
+
+    async def find_request_cancel(self, request_id: str) -> RequestCancel | None:
+        table = schema.request_cancels
+        found = await self._find(select(table).where(table.c.request_id == request_id), request_cancel_from)
+        return found[0] if found else None
+
+    async def forget_request_cancels(self, *, before: datetime) -> int:
+        num_forgotten: int = await self._writer.submit(ForgetRequestCancels(before))
+        return num_forgotten
+
+    async def delete_training(self, training_id: str) -> None:
+        await self._writer.submit(DeleteTraining(training_id))
 
     async def load_strategy_history(self) -> dict[str, StrategyHistory]:
-        table = schema.trainings
-        newest = select(func.max(table.c.position)).group_by(table.c.strategy_name)
-        last = select(table.c.strategy_name, table.c.state, table.c.create_time).where(table.c.position.in_(newest))
-        active = select(table.c.strategy_name).where(table.c.state.not_in(_ENDED)).distinct()
-        async with self._engine.connect() as connection:
-            active_names = {name for (name,) in (await connection.execute(active)).all()}
-            found = (await connection.execute(last)).all()
-        return {
-            row.strategy_name: StrategyHistory(
-                last_state=TrainingState(row.state),
-                last_create_time=from_iso(row.create_time),
-                has_active=row.strategy_name in active_names,
-            )
-            for row in found
-        }
+        return await self._read(_load_strategy_history)
 
     async def read_config(self, key: str) -> str | None:
-        async with self._engine.connect() as connection:
-            return await connection.run_sync(_read_config, key)
+        found = await self._find(
+            select(schema.config.c.value).where(schema.config.c.key == key), lambda found: str(found.value)
+        )
+        return found[0] if found else None
 
     async def write_config(self, key: str, value: str) -> str | None:
-        def command(connection: Connection) -> str | None:
-            previous = _read_config(connection, key)
-            _put_config(connection, key, value)
-            return previous
+        previous: str | None = await self._writer.submit(WriteConfig(key, value))
+        return previous
 
-        return await self._writer.submit(command)
+    async def _prepare(self) -> None:
+        # The writer connects first: it is the one that keeps a second backend out.
+        await self._writer.submit(Execute(lambda cursor: None))
+        await self._read(self._bring_up_to_date)
+        await self._writer.submit(Execute(self._database.claim))
 
-    async def _find_one(self, condition: Any) -> TrainingRow | None:
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(select(schema.trainings).where(condition))).one_or_none()
-        return None if row is None else _from_columns(row)
+    def _bring_up_to_date(self, connection: Connection) -> None:
+        migrations.bring_up_to_date(connection, self._database.name)
+        connection.commit()
+
+    async def _find_one(self, statement: Select[Any]) -> TrainingRow | None:
+        found = await self._find(statement, training_from)
+        return found[0] if found else None
+
+    async def _find(self, statement: Select[Any], build: Callable[[Any], T]) -> list[T]:
+        return await self._read(lambda connection: [build(found) for found in connection.execute(statement)])
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        """Run a query on a thread, with its rows turned into objects there."""
+        if self._num_reads >= MAX_WAITING_READS:
+            raise StorageError(f"{MAX_WAITING_READS} reads wait for the operations database; try again later")
+        self._num_reads += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, self._run_query, query)
+        finally:
+            self._num_reads -= 1
+
+    def _run_query(self, query: Callable[[Connection], T]) -> T:
+        try:
+            return self._run_once(query)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise self._explained(error) from error
+        except PoolTimeoutError as error:
+            raise StorageError("every connection to the operations database is in use; try again later") from error
+        try:
+            return self._run_once(query)  # a connection of the pool was lost since its last use, all are made anew
+        except DBAPIError as error:
+            raise self._explained(error) from error
+
+    def _run_once(self, query: Callable[[Connection], T]) -> T:
+        with self._database.engine.connect() as connection:
+            return query(connection)
+
+    def _explained(self, error: DBAPIError) -> Exception:
+        failure = self._database.explain(error.orig) if error.orig is not None else None
+        return failure or error
 
 
-def _configure(engine: Engine) -> None:
-    """Set every connection up: WAL, one fsync a checkpoint, explicit BEGIN so that savepoints work."""
-
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions by itself
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN")
-
-
-def _create_schema(connection: Connection, path: Path) -> None:
-    schema.metadata.create_all(connection)
-    stored = _read_config(connection, schema.SCHEMA_VERSION_KEY)
-    if stored is None:
-        _put_config(connection, schema.SCHEMA_VERSION_KEY, str(schema.SCHEMA_VERSION))
-    elif int(stored) != schema.SCHEMA_VERSION:
-        raise IllegalStateError(
-            f"{path} has schema version {stored}, this program knows {schema.SCHEMA_VERSION}; "
-            "run the version that wrote it, or start with another --data-dir"
+def _load_strategy_history(connection: Connection) -> dict[str, StrategyHistory]:
+    table = schema.trainings
+    newest = select(func.max(table.c.position)).group_by(table.c.strategy_name)
+    last = select(table.c.strategy_name, table.c.state, table.c.create_time).where(table.c.position.in_(newest))
+    active = select(table.c.strategy_name).where(table.c.state.not_in(_ENDED)).distinct()
+    active_names = set(connection.execute(active).scalars())
+    return {
+        found.strategy_name: StrategyHistory(
+            last_state=TrainingState(found.state),
+            last_create_time=from_iso(found.create_time),
+            has_active=found.strategy_name in active_names,
         )
-
-
-def _insert_event(connection: Connection, training_id: str, event: ProgressEvent) -> None:
-    values = {"training_id": training_id, "sequence": event.sequence, "event": event.to_json()}
-    try:
-        connection.execute(_INSERT_EVENT, values)
-    except IntegrityError as error:
-        raise WriteConflictError(
-            f"training {training_id} already has an event {event.sequence}; a second writer is at work",
-            metadata={"training_id": training_id},
-        ) from error
-
-
-def _put_session(connection: Connection, session: SessionRow) -> None:
-    values = {name: getattr(session, name) for name in SessionRow.__dataclass_fields__}
-    statement = upsert(schema.sessions).values(values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["session_id"], set_=values))
-
-
-def _read_config(connection: Connection, key: str) -> str | None:
-    found = connection.execute(select(schema.config.c.value).where(schema.config.c.key == key))
-    value: str | None = found.scalar_one_or_none()
-    return value
-
-
-def _put_config(connection: Connection, key: str, value: str) -> None:
-    statement = upsert(schema.config).values(key=key, value=value)
-    connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
-
-
-def _to_columns(row: TrainingRow) -> dict[str, Any]:
-    return {
-        "training_id": row.training_id,
-        "request_id": row.request_id or None,  # NULLs are distinct: only real keys are unique
-        "content_digest": row.content_digest,
-        "strategy_name": row.strategy_name,
-        "spec": row.spec.to_json(),
-        "create_time": to_iso(row.create_time),
-        **_changing_columns(row),
+        for found in connection.execute(last)
     }
-
-
-def _changing_columns(row: TrainingRow) -> dict[str, Any]:
-    """Return the columns a training changes while it lives; what was asked for never does."""
-    return {
-        "state": str(row.state),
-        "start_time": to_iso(row.start_time) if row.start_time else None,
-        "end_time": to_iso(row.end_time) if row.end_time else None,
-        "placement": row.placement.to_json() if row.placement else None,
-        "result": json.dumps(row.result) if row.result else None,
-        "cancel_save_checkpoint": row.cancel_save_checkpoint,
-        "summary": summary_to_json(row.summary),
-    }
-
-
-def _from_columns(row: Row[Any]) -> TrainingRow:
-    result: TrainingResult | None = json.loads(row.result) if row.result else None
-    save_checkpoint = row.cancel_save_checkpoint
-    return TrainingRow(
-        training_id=row.training_id,
-        request_id=row.request_id or "",
-        content_digest=row.content_digest,
-        strategy_name=row.strategy_name,
-        spec=TrainingSpec.from_json(row.spec),
-        state=TrainingState(row.state),
-        create_time=from_iso(row.create_time),
-        start_time=from_iso(row.start_time) if row.start_time else None,
-        end_time=from_iso(row.end_time) if row.end_time else None,
-        placement=Placement.from_json(row.placement) if row.placement else None,
-        result=result,
-        cancel_save_checkpoint=None if save_checkpoint is None else bool(save_checkpoint),
-        summary=summary_from_json(row.summary),
-    )
-
-
-def _not_found(training_id: str) -> TrainingNotFoundError:
-    return TrainingNotFoundError(
-        f"there is no training {training_id!r}; list them with `ktrdr list`", metadata={"training_id": training_id}
-    )

@@ -8,10 +8,11 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from backend_service.operations.records import Placement, SessionRow, TrainingRow, fold
+from backend_service.operations.patience import Patience
+from backend_service.operations.records import LOST, Fence, Placement, SessionRow, TrainingRow, fold
 from backend_service.operations.store import OperationsStore
 from ktrdr_core.clock import utc_now
-from ktrdr_core.domain.progress import ProgressEvent, ProgressSummary, StateDetail, WarningDetail
+from ktrdr_core.domain.progress import EpochDetail, ProgressEvent, ProgressSummary, StateDetail, WarningDetail
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.states import TrainingState, check_transition
 from ktrdr_core.errors import IllegalStateError
@@ -35,10 +36,11 @@ class TrainingSnapshot:
 
 class TrainingRecord:
     """Every change of the training goes through here: checked against the table of states, stored with its event in
-    one transaction, and shown only then.
+    one transaction, and shown only then. While the store takes no writes a change waits, and so does all after it.
 
     Args:
         store: Where it is kept.
+        patience: How long a change waits for a store that takes no writes.
         row: The training as stored.
         sessions: Its sessions, oldest first.
         events: Its durable log.
@@ -49,12 +51,14 @@ class TrainingRecord:
         self,
         store: OperationsStore,
         row: TrainingRow,
+        patience: Patience,
         *,
         sessions: Sequence[SessionRow] = (),
         events: Sequence[ProgressEvent] = (),
         on_end: Callable[[str], None] = lambda training_id: None,
     ) -> None:
         self._store = store
+        self._patience = patience
         self._row = row
         self._next_row = row
         self._next_session: SessionRow | None = None
@@ -92,6 +96,18 @@ class TrainingRecord:
     def last_session(self) -> SessionRow | None:
         """The session of the latest attempt, or None before the first."""
         return self.sessions[-1] if self._sessions else None
+
+    @property
+    def live_session(self) -> SessionRow | None:
+        """The session that runs the training, or may do so; None while it waits for a place."""
+        session = self.last_session
+        return session if session is not None and session.trainer and not session.outcome else None
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch in the log; 0 before the first."""
+        latest = self.log.summary.epoch
+        return latest.epoch if latest is not None else 0
 
     def snapshot(self) -> TrainingSnapshot:
         return TrainingSnapshot(
@@ -151,8 +167,52 @@ class TrainingRecord:
             return False
         return True
 
+    async def lose_session(
+        self,
+        session: SessionRow,
+        *,
+        error_reason: str,
+        message: str,
+        state: TrainingState | None = None,
+        checkpoint_path: str = "",
+    ) -> None:
+        """Give an attempt up, durably and in one step: from then on nothing it produces counts.
+
+        Args:
+            session: The attempt.
+            error_reason: Reason of the loss.
+            message: One sentence on what becomes of the training.
+            state: The state it goes to; None is QUEUED, for the next attempt.
+            checkpoint_path: Where the checkpoint of a STOPPED training is.
+
+        Raises:
+            IllegalStateError: The training has ended, or was moved elsewhere a moment ago; nothing changed.
+        """
+        lost = replace(
+            session,
+            outcome=LOST,
+            end_time=utc_now(),
+            error_reason=error_reason,
+            message=message,
+            fence=Fence.PENDING if session.is_on_trainer else Fence.DONE,
+        )
+        if state is None and self.state is TrainingState.QUEUED:  # it had not begun, as far as anyone heard
+            await self._undisturbed(self._lose_unbegun(lost))
+        else:
+            new_state = state or TrainingState.QUEUED
+            await self.move_to(
+                new_state,
+                message,
+                error_reason=error_reason if new_state in (TrainingState.QUEUED, TrainingState.FAILED) else "",
+                checkpoint_path=checkpoint_path,
+                session=lost,
+            )
+
     async def append(self, event: ProgressEvent, *, session: SessionRow | None = None) -> bool:
-        """Add a step, epoch, batch or warning to the log; return False if the training has ended and it was dropped."""
+        """Add a step, epoch, batch or warning to the log; return False if the training has ended and it was dropped.
+
+        An epoch that an attempt repeats because it went on from a checkpoint before it is in the log already.
+        """
         if not event.is_durable:
             if not self.is_ended:
                 await self.log.append(event)
@@ -176,14 +236,14 @@ class TrainingRecord:
     async def place(self, placement: Placement) -> None:
         """Store where the training shall run and why."""
         reasons = "; ".join(placement.reasons)
-        _log.info("placed %s %s: %s training_id=%s", placement.mode, placement.trainer, reasons, self.training_id)
+        _log.info("Placed %s %s: %s", placement.mode, placement.trainer, reasons)
         await self._undisturbed(self._place(placement))
 
     async def put_session(self, session: SessionRow) -> None:
         """Store a session of this training, new or changed."""
         await self._undisturbed(self._put_session(session))
 
-    def accept_cancel(self, *, save_checkpoint: bool, message: str) -> asyncio.Future[None]:
+    def accept_cancel(self, *, save_checkpoint: bool, reason: str, message: str) -> asyncio.Future[None]:
         """Show CANCELLING and keep what was asked for, so that a restarted backend goes on cancelling.
 
         The change is in line when this returns: whatever is asked of the record later is stored after CANCELLING.
@@ -191,7 +251,7 @@ class TrainingRecord:
         Returns:
             Done once it is stored; raises IllegalStateError if the training has ended.
         """
-        return self._begin(self._accept_cancel(save_checkpoint, message))
+        return self._begin(self._accept_cancel(save_checkpoint, reason, message))
 
     async def wait_for(self, condition: Callable[[TrainingState], bool]) -> TrainingState:
         """Return the state once it meets `condition`."""
@@ -217,10 +277,28 @@ class TrainingRecord:
         async with self._lock:
             if self.is_ended:
                 return False
+            if session is not None and self._is_repeated(event, session):
+                await self._save(self._row, session=session)
+                return True
             self._next_row = self._row
             self._next_session = session
             await self.log.append(event)
             return True
+
+    def _is_repeated(self, event: ProgressEvent, session: SessionRow) -> bool:
+        return (
+            isinstance(event.detail, EpochDetail)
+            and session.resumed_from_epoch > 0
+            and event.detail.epoch <= self.last_epoch
+        )
+
+    async def _lose_unbegun(self, session: SessionRow) -> None:
+        async with self._lock:
+            if self.is_ended:
+                raise IllegalStateError(
+                    f"training {self.training_id} has already ended: {self.state}", metadata={"state": str(self.state)}
+                )
+            await self._save(replace(self._row, placement=None), session=session)
 
     async def _place(self, placement: Placement) -> None:
         async with self._lock:
@@ -230,9 +308,9 @@ class TrainingRecord:
         async with self._lock:
             await self._save(self._row, session=session)
 
-    async def _accept_cancel(self, save_checkpoint: bool, message: str) -> None:
+    async def _accept_cancel(self, save_checkpoint: bool, reason: str, message: str) -> None:
         async with self._lock:
-            row = replace(self._row, cancel_save_checkpoint=save_checkpoint)
+            row = replace(self._row, cancel_save_checkpoint=save_checkpoint, cancel_reason=reason)
             if self.state is TrainingState.CANCELLING:
                 await self._save(row)
             else:
@@ -260,6 +338,9 @@ class TrainingRecord:
             row = replace(row, start_time=now)
         if state.is_terminal:
             row = replace(row, end_time=now, result=result)
+            session = self._ended_session(session or self.live_session, state, message, error_reason)
+        elif state is TrainingState.QUEUED:
+            row = replace(row, placement=None)
         latest = self.log.summary
         self._next_row = row
         self._next_session = session
@@ -284,6 +365,14 @@ class TrainingRecord:
         if state.is_terminal:
             self._on_end(self.training_id)
 
+    def _ended_session(
+        self, session: SessionRow | None, state: TrainingState, message: str, error_reason: str
+    ) -> SessionRow | None:
+        """Return the attempt that ends with its training; one that was lost before stays lost."""
+        if session is None or session.outcome or not session.trainer:
+            return session
+        return replace(session, outcome=str(state), end_time=utc_now(), error_reason=error_reason, message=message)
+
     async def _store_event(self, event: ProgressEvent) -> None:
         """Store a numbered event with the row it leads to; the log shows it only after this returned."""
         row = replace(self._next_row, summary=fold(self.log.summary, event))
@@ -292,7 +381,9 @@ class TrainingRecord:
     async def _save(
         self, row: TrainingRow, *, event: ProgressEvent | None = None, session: SessionRow | None = None
     ) -> None:
-        await self._store.save_training(row, event=event, session=session)
+        await self._patience.until_stored(
+            lambda: self._store.save_training(row, event=event, session=session), what=f"training {self.training_id}"
+        )
         self._row = row
         if session is not None:
             self._sessions[session.session_id] = session

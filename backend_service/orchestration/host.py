@@ -1,4 +1,4 @@
-"""Trainings on a trainer: handing over, following across broken connections, cancelling."""
+"""Attempts on trainers: handing over, following across broken connections, cancelling, giving up."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
 
-from backend_service.operations.records import LOCAL_TRAINER, SessionRow
+from backend_service.checkpoints import CheckpointStore
+from backend_service.operations.records import Placement, SessionRow
 from backend_service.operations.training_record import TrainingRecord
-from backend_service.orchestration.local import complete
+from backend_service.orchestration.attempts import LOST_REASONS, LostAttempt, next_session, without_trainer
+from backend_service.orchestration.checkpoint_pull import CheckpointPull
+from backend_service.orchestration.completion import Completion
 from backend_service.orchestration.run import CancelOrder, Run
 from backend_service.orchestration.trainers import Trainers
-from backend_service.publisher import Publisher
-from ktrdr_core.domain.progress import ProgressEvent, StateDetail
+from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, ProgressEvent, StateDetail, WarningDetail
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
+    CheckpointNotFoundError,
     DrainingError,
     InternalError,
     InvalidInputError,
@@ -30,76 +34,108 @@ from ktrdr_core.errors import (
     UnavailableError,
     UnreachableError,
 )
+from ktrdr_core.execution.engine import SessionCheckpoint
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.channel import ACCEPT_TIMEOUT_S
+from ktrdr_core.rpc.checkpoint_transfer import checkpoint_ref, chunks_of
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.wire.from_proto import event_from_proto
 from ktrdr_core.wire.to_proto import spec_to_proto
+
+if TYPE_CHECKING:
+    from ktrdr.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
 _log = get_logger(__name__)
 
 READ_WATCHDOG_S = 5.0
 UNARY_TIMEOUT_S = 10.0
+PUT_CHECKPOINT_TIMEOUT_S = 600.0  # the largest one over a slow line
 CANCEL_TIMEOUT_S = 60.0  # a stop with checkpoint may wait 30 s for the end of a batch
 RETRY_S = 0.2
 COMPLETION_GRACE_S = 5.0
 
 
 class HostRunner:
-    """Hands trainings to trainers and follows their sessions.
+    """Hands attempts to trainers and follows their sessions.
 
     Args:
-        trainers: Channels to them.
-        publisher: Knows which trainings have published a model.
+        trainers: The way to them.
+        completion: Ends trainings whose model is published.
+        checkpoints: What attempts go on from.
         upload_target: Returns the address trainers upload to.
-        trainer_lost_s: Silence after which a training FAILS with TRAINER_LOST.
+        version: Of this backend; a trainer of another one refuses its sessions.
+        trainer_lost_s: Silence after which an attempt is lost.
     """
 
     def __init__(
         self,
         trainers: Trainers,
-        publisher: Publisher,
+        completion: Completion,
+        checkpoints: CheckpointStore,
         *,
         upload_target: Callable[[], str],
+        version: str,
         trainer_lost_s: float = 10.0,
     ) -> None:
         self._trainers = trainers
-        self._publisher = publisher
+        self._completion = completion
+        self._checkpoints = checkpoints
         self._upload_target = upload_target
+        self._version = version
         self._trainer_lost_s = trainer_lost_s
 
-    async def hand_over(self, run: Run, address: str, *, session: SessionRow | None = None) -> SessionRow | None:
-        """Ask a trainer to train; return the session once it is accepted, None if the training ended instead.
+    async def run(self, run: Run, placement: Placement) -> LostAttempt | None:
+        """Hand the next attempt to a trainer and follow it.
 
-        The session is stored before the call, so a restarted backend finds it again. A call whose answer was lost is
-        repeated: the trainer knows the session by its id.
-
-        Args:
-            run: What to train.
-            address: Whom to ask.
-            session: A session that may have been handed over before; None makes a new one.
+        Returns:
+            The attempt if it was lost; None if the training has ended.
 
         Raises:
-            NoSlotError: The trainer has no free slot or drains; try later, or elsewhere.
+            NoSlotError: The trainer has no free slot, or drains; nothing began.
         """
         record = run.record
-        if session is None:
-            session = _next_session(record, address)
+        address = placement.trainer
+        checkpoint = await self._checkpoints.find(record.training_id)
+        session = replace(
+            next_session(record, placement, trainer_id=self._trainers.trainer_id_of(address)),
+            resumed_from_epoch=checkpoint.epoch if checkpoint else 0,
+        )
+        await record.put_session(session)
+        return await self._begin(run, session, checkpoint)
+
+    async def resume(self, run: Run, session: SessionRow) -> LostAttempt | None:
+        """Follow an attempt again after a restart of the backend; one that may not have begun is handed over again.
+
+        Raises:
+            NoSlotError: It had not begun, and its trainer has no free slot any more.
+        """
+        if run.record.state is TrainingState.QUEUED:
+            return await self._begin(run, session, await self._checkpoints.find(run.record.training_id))
+        return await self._follow(run, session, is_resumed=True)
+
+    async def _begin(self, run: Run, session: SessionRow, checkpoint: SessionCheckpoint | None) -> LostAttempt | None:
+        record = run.record
+        error = await self._call_train(session, self._train_request(record, session, checkpoint), checkpoint)
+        if isinstance(error, CheckpointNotFoundError):
+            session = replace(session, resumed_from_epoch=0)
             await record.put_session(session)
-        error = await self._call_train(address, self._train_request(record, session))
+            await record.warn(
+                CHECKPOINT_UNUSABLE, f"the attempt begins at the beginning: trainer {session.trainer} {error.message}"
+            )
+            error = await self._call_train(session, self._train_request(record, session, None), None)
         if error is None:
-            return session
+            return await self._follow(run, session)
         if isinstance(error, NoSlotError | DrainingError):
-            await record.put_session(replace(session, trainer=""))
+            await record.put_session(without_trainer(session))
             raise NoSlotError(error.message, retry_after_s=getattr(error, "retry_after_s", 1.0))
         if isinstance(error, UnavailableError):
-            await self._end_lost(record, session, error.message)
-        else:
-            await record.try_move_to(TrainingState.FAILED, error.message, error_reason=error.reason)
+            return _lost(session, f"trainer {session.trainer} could not be reached ({error.message})")
+        await record.put_session(without_trainer(session))
+        await record.try_move_to(TrainingState.FAILED, error.message, error_reason=error.reason)
         return None
 
-    async def follow(self, run: Run, session: SessionRow, *, is_resumed: bool = False) -> None:
-        """Copy the session's log into the training's until the training has ended.
+    async def _follow(self, run: Run, session: SessionRow, *, is_resumed: bool = False) -> LostAttempt | None:
+        """Copy the session's log into the training's until the training has ended or the attempt is lost.
 
         Goes on where the stored session stopped, so nothing is missed or shown twice, whoever was restarted.
 
@@ -109,7 +145,10 @@ class HostRunner:
             is_resumed: The backend was restarted, perhaps elsewhere: tell the trainer where to upload.
         """
         record = run.record
-        async with self._obeying(run, session):
+        async with (
+            self._obeying(run, session),
+            CheckpointPull(self._checkpoints, self._trainers, session) as checkpoints,
+        ):
             last_heard = time.monotonic()
             while not record.is_ended:
                 try:
@@ -119,26 +158,42 @@ class HostRunner:
                     async with aclosing(self._responses(session)) as responses:
                         async for response in responses:
                             last_heard = time.monotonic()
+                            run.trainer_silence = ""
+                            if response.HasField("checkpoint"):
+                                checkpoints.offer(response.checkpoint)
                             for message in response.events:
-                                session = await self._apply(record, session, event_from_proto(message))
+                                event = event_from_proto(message)
+                                if (lost := _loss_in(event, session)) is not None:
+                                    await checkpoints.finish()
+                                    return lost
+                                session = await self._apply(record, session, event)
                             if record.is_ended:
-                                return
+                                return None
                     await self._settle(record, session)
                 except UnavailableError as error:
-                    if time.monotonic() - last_heard > self._trainer_lost_s:
-                        await self._end_lost(record, session, error.message)
-                    else:
-                        await asyncio.sleep(RETRY_S)
+                    silent_s = time.monotonic() - last_heard
+                    run.trainer_silence = f"trainer {session.trainer} does not answer ({error.message})"
+                    if silent_s > self._trainer_lost_s:
+                        silence = f"was unreachable for {self._trainer_lost_s:g} s ({error.message})"
+                        return _lost(session, f"trainer {session.trainer} {silence}")
+                    await asyncio.sleep(RETRY_S)
                 except (SessionNotFoundError, InvalidInputError) as error:  # it lost its journal, or part of it
-                    await self._end_unknown(record, session, error.message)
+                    cause = f"trainer {session.trainer} no longer knows session {session.session_id} ({error.message})"
+                    return _lost(session, cause)
+        return None
 
-    def _train_request(self, record: TrainingRecord, session: SessionRow) -> pb.TrainRequest:
+    def _train_request(
+        self, record: TrainingRecord, session: SessionRow, checkpoint: SessionCheckpoint | None
+    ) -> pb.TrainRequest:
         return pb.TrainRequest(
             session_id=session.session_id,
             training_id=record.training_id,
             attempt=session.attempt,
             spec=spec_to_proto(record.row.spec),
             upload_target=self._upload_target(),
+            backend_version=self._version,
+            resume_from=None if checkpoint is None else checkpoint_ref(checkpoint),
+            last_epoch_told=record.last_epoch,
         )
 
     async def _redirect_upload(self, record: TrainingRecord, session: SessionRow) -> None:
@@ -148,34 +203,62 @@ class HostRunner:
             SessionNotFoundError: It does not know the session; repeating Train would start it anew.
             UnavailableError: It cannot be reached.
         """
-        stub = self._trainers.stub(session.trainer)
+        stub = self._stub(session)
         try:
             await stub.GetSession(pb.GetSessionRequest(session_id=session.session_id), timeout=UNARY_TIMEOUT_S)
-            await stub.Train(self._train_request(record, session), timeout=UNARY_TIMEOUT_S)
+            await stub.Train(self._train_request(record, session, None), timeout=UNARY_TIMEOUT_S)
         except grpc.aio.AioRpcError as rpc_error:
             error = from_rpc_error(rpc_error)
             if isinstance(error, SessionNotFoundError | UnavailableError) and not isinstance(error, DrainingError):
                 raise error from rpc_error
             _log.info("upload of session %s not redirected: %s", session.session_id, error.message)
 
-    async def _call_train(self, address: str, request: pb.TrainRequest) -> KtrdrError | None:
-        """Return why the trainer does not train, or None; repeated while it is unreachable, up to the limit."""
+    async def _call_train(
+        self, session: SessionRow, request: pb.TrainRequest, checkpoint: SessionCheckpoint | None
+    ) -> KtrdrError | None:
+        """Return why the trainer does not train, or None; repeated while it is unreachable, up to the limit.
+
+        A CheckpointNotFoundError means that it would train, but not from this checkpoint.
+        """
         deadline = time.monotonic() + self._trainer_lost_s
         while True:
             try:
-                await self._trainers.stub(address).Train(request, timeout=ACCEPT_TIMEOUT_S)
+                await self._stub(session).Train(request, timeout=ACCEPT_TIMEOUT_S)
                 return None
             except grpc.aio.AioRpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-            is_refusal = isinstance(error, DrainingError) or not isinstance(error, UnavailableError)
-            if is_refusal or time.monotonic() > deadline:
+                error: KtrdrError = from_rpc_error(rpc_error)
+            is_late = time.monotonic() > deadline
+            if isinstance(error, CheckpointNotFoundError) and checkpoint is not None:
+                # Whatever went wrong is tried again: a stream that is refused early may lose its status.
+                problem = await self._put_checkpoint(session, checkpoint)
+                if problem is None and not is_late:
+                    continue
+                if is_late:
+                    why = problem.message if problem is not None else error.message
+                    return CheckpointNotFoundError(f"does not take the checkpoint of epoch {checkpoint.epoch} ({why})")
+            elif isinstance(error, DrainingError) or not isinstance(error, UnavailableError) or is_late:
                 return error
             await asyncio.sleep(RETRY_S)
+
+    async def _put_checkpoint(self, session: SessionRow, checkpoint: SessionCheckpoint) -> KtrdrError | None:
+        """Bring a checkpoint to the trainer; return why it does not take it."""
+        ref = checkpoint_ref(checkpoint)
+
+        async def requests() -> AsyncIterator[pb.PutCheckpointRequest]:
+            yield pb.PutCheckpointRequest(checkpoint=ref)
+            async for chunk in chunks_of(checkpoint.path):
+                yield pb.PutCheckpointRequest(chunk=chunk)
+
+        try:
+            await self._stub(session).PutCheckpoint(requests(), timeout=PUT_CHECKPOINT_TIMEOUT_S)
+        except grpc.aio.AioRpcError as rpc_error:
+            return from_rpc_error(rpc_error)
+        return None
 
     async def _responses(self, session: SessionRow) -> AsyncGenerator[pb.StreamProgressResponse]:
         """Yield responses; a trainer that is silent for longer than its heartbeats allow counts as unreachable."""
         request = pb.StreamProgressRequest(session_id=session.session_id, after_sequence=session.last_sequence)
-        call = self._trainers.stub(session.trainer).StreamProgress(request)
+        call = self._stub(session).StreamProgress(request)
         try:
             while True:
                 async with asyncio.timeout(READ_WATCHDOG_S):
@@ -201,10 +284,17 @@ class HostRunner:
             return session
         session = replace(session, last_sequence=event.sequence)
         detail = event.detail
+        if isinstance(detail, WarningDetail) and detail.reason == CHECKPOINT_UNUSABLE:
+            session = replace(session, resumed_from_epoch=0)
+            await self._checkpoints.remove(record.training_id)
         if not isinstance(detail, StateDetail):
             await record.append(replace(event, attempt=session.attempt), session=session)
         elif detail.state is TrainingState.RUNNING and record.state is TrainingState.QUEUED:
-            await record.try_move_to(TrainingState.RUNNING, f"Runs on trainer {session.trainer}", session=session)
+            where = f"Runs on trainer {session.trainer}"
+            resumed = (
+                f", from the checkpoint of epoch {session.resumed_from_epoch}" if session.resumed_from_epoch else ""
+            )
+            await record.try_move_to(TrainingState.RUNNING, where + resumed, session=session)
         elif detail.state is TrainingState.UPLOADING and record.state is TrainingState.RUNNING:
             await record.try_move_to(TrainingState.UPLOADING, "The trainer uploads the model", session=session)
         elif detail.state is TrainingState.CANCELLING and record.state is not TrainingState.CANCELLING:
@@ -226,50 +316,13 @@ class HostRunner:
             async with asyncio.timeout(COMPLETION_GRACE_S):
                 await record.wait_ended()
         except TimeoutError:
-            if not await self._complete_if_published(record):
+            if not await self._completion.complete_if_published(record):
                 await record.try_move_to(
                     TrainingState.FAILED,
                     f"trainer {session.trainer} says session {session.session_id} has ended, but no model arrived; "
                     "see the trainer's log, then train again",
                     error_reason=InternalError.reason,
                 )
-
-    async def _end_lost(self, record: TrainingRecord, session: SessionRow, cause: str) -> None:
-        if not await self._complete_if_published(record):
-            await record.try_move_to(
-                TrainingState.FAILED,
-                f"trainer {session.trainer} was unreachable for {self._trainer_lost_s:g} s ({cause}); "
-                "check it, then train again",
-                error_reason=TrainerLostError.reason,
-            )
-
-    async def _end_unknown(self, record: TrainingRecord, session: SessionRow, cause: str) -> None:
-        if await self._complete_if_published(record):
-            return
-        if record.state is TrainingState.CANCELLING:
-            await record.try_move_to(TrainingState.CANCELLED, f"trainer {session.trainer} no longer has the session")
-            return
-        await record.try_move_to(
-            TrainingState.FAILED,
-            f"trainer {session.trainer} no longer knows session {session.session_id} ({cause}); train again",
-            error_reason=TrainerLostError.reason,
-        )
-
-    async def _complete_if_published(self, record: TrainingRecord) -> bool:
-        async with record.publication:
-            return await self._find_and_complete(record)
-
-    async def _find_and_complete(self, record: TrainingRecord) -> bool:
-        if record.is_ended:
-            return True
-        model = await self._publisher.find_by_training(record.training_id)
-        if model is None:
-            return False
-        if record.state is TrainingState.RUNNING:
-            await record.try_move_to(TrainingState.UPLOADING, "The model has arrived")
-        if not record.is_ended:
-            await complete(record, model)
-        return True
 
     @asynccontextmanager
     async def _obeying(self, run: Run, session: SessionRow) -> AsyncIterator[None]:
@@ -296,7 +349,7 @@ class HostRunner:
         )
         while True:
             try:
-                await self._trainers.stub(session.trainer).Cancel(request, timeout=CANCEL_TIMEOUT_S)
+                await self._stub(session).Cancel(request, timeout=CANCEL_TIMEOUT_S)
                 return
             except grpc.aio.AioRpcError as rpc_error:
                 error = from_rpc_error(rpc_error)
@@ -305,19 +358,26 @@ class HostRunner:
                 return
             await asyncio.sleep(RETRY_S)
 
+    def _stub(self, session: SessionRow) -> TrainerServiceAsyncStub:
+        return self._trainers.stub(self._trainers.resolve(session.trainer, session.trainer_id))
 
-def _next_session(record: TrainingRecord, address: str) -> SessionRow:
-    """Return the next session; the number of one that no trainer accepted is used again."""
-    last = record.last_session
-    attempt = 1 if last is None else last.attempt + int(bool(last.trainer))
-    return SessionRow(
-        session_id=f"{record.training_id}-{attempt}",
-        training_id=record.training_id,
-        attempt=attempt,
-        trainer=address,
+
+def _lost(session: SessionRow, cause: str) -> LostAttempt:
+    return LostAttempt(session=session, error_reason=TrainerLostError.reason, cause=cause)
+
+
+def _loss_in(event: ProgressEvent, session: SessionRow) -> LostAttempt | None:
+    """Return the loss that an event tells of: the trainer was stopped or restarted under the session."""
+    detail = event.detail
+    if (
+        not isinstance(detail, StateDetail)
+        or detail.state is not TrainingState.FAILED
+        or detail.error_reason not in LOST_REASONS
+        or event.sequence <= session.last_sequence
+    ):
+        return None
+    return LostAttempt(
+        session=replace(session, last_sequence=event.sequence),
+        error_reason=detail.error_reason,
+        cause=f"on trainer {session.trainer}: {detail.message}",
     )
-
-
-def is_on_trainer(session: SessionRow | None) -> bool:
-    """Return whether a trainer may have this session."""
-    return session is not None and session.trainer not in ("", LOCAL_TRAINER)

@@ -1,4 +1,4 @@
-"""One training on its way through a place: what the dispatcher, the place and a cancel share."""
+"""One training on its way through its attempts: what the dispatcher, a place and a cancel share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CancelOrder:
     Attributes:
         save_checkpoint: Stop at the next batch and keep a checkpoint.
         reason: One sentence for the record.
-        is_drain: The backend stops; the training ends FAILED, not CANCELLED.
+        is_drain: The backend stops: the attempt ends, the training does not.
     """
 
     save_checkpoint: bool = False
@@ -39,13 +39,20 @@ class CancelOrder:
 class Run:
     """A training being placed, executed or followed.
 
-    `is_placed` is False while it only waits: then it can be dropped without asking anyone. A place sets it, without
-    awaiting in between, before it starts anything.
+    `is_placed` is False while it only waits: then it can be dropped without asking anyone. The placer sets it, without
+    awaiting in between, as it hands a place out.
+
+    Attributes:
+        record: The training.
+        position: Its place in the order of acceptance, which it keeps for every attempt.
+        trainer_silence: What is known of a trainer that does not answer, "" while it does.
     """
 
-    def __init__(self, record: TrainingRecord) -> None:
+    def __init__(self, record: TrainingRecord, *, position: int) -> None:
         self.record = record
+        self.position = position
         self.is_placed = False
+        self.trainer_silence = ""
         self.task: asyncio.Task[None] | None = None
         self._order: CancelOrder | None = None
         self._ordered = asyncio.Event()
@@ -55,8 +62,13 @@ class Run:
         return self._order
 
     def cancel(self, order: CancelOrder) -> None:
-        """Ask the place to end the training; a kill overtakes a stop, nothing else replaces the first order."""
-        if self._order is None or (self._order.save_checkpoint and not order.save_checkpoint):
+        """Ask the place to end the training; a kill overtakes a stop, a cancel a drain, nothing else the first."""
+        known = self._order
+        if (
+            known is None
+            or (known.is_drain and not order.is_drain)
+            or (known.save_checkpoint and not order.save_checkpoint and (known.is_drain or not order.is_drain))
+        ):
             self._order = order
             self._ordered.set()
 

@@ -6,18 +6,36 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from backend_service.operations.records import Placement
-from backend_service.orchestration.trainers import TrainerHealth
+from backend_service.orchestration.trainer_health import TrainerHealth
 from ktrdr_core.domain.spec import ExecutionMode
 from ktrdr_core.errors import ExecutionModeError, InvalidInputError
 from ktrdr_core.logging import get_logger
 
+MAX_VIEW_AGE_S = 2.5  # trainers are asked, or renew their lease, every 2 s
+MAX_TRAINER_REASONS = 50  # they are stored with each training
 _log = get_logger(__name__)
+
+
+class NoTrainerYetError(Exception):
+    """No trainer is suitable now, and the training may go nowhere else: it waits for one.
+
+    Stays inside the orchestration: it is none of the errors that other processes are told.
+
+    Args:
+        message: What is missing, with every consideration.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 class TrainerChecks(Protocol):
     """Who knows the health of every trainer."""
 
-    async def check_all(self, *, needs_devices: bool = False) -> list[TrainerHealth]: ...
+    async def check_all(
+        self, *, needs_devices: bool = False, max_age_s: float | None = None
+    ) -> list[TrainerHealth]: ...
 
 
 async def count_no_gpus() -> int:
@@ -29,7 +47,8 @@ class ExecutionModeSelector:
     """Chooses "local" or "host".
 
     - local: the backend's machine; an error if a GPU is required and it has none.
-    - host: a healthy trainer (with a GPU, if one is required); else an error if a GPU is required, else local.
+    - host: a suitable trainer (healthy, not draining, with a GPU if one is required); else an error if a GPU is
+      required, else local.
     - auto: if a GPU is required, a healthy trainer that has one, else the backend's own GPU, else an error; if none
       is required, local.
 
@@ -86,7 +105,12 @@ class ExecutionModeSelector:
         return mode is ExecutionMode.HOST or (mode is ExecutionMode.AUTO and needs_one)
 
     async def select(
-        self, requested_mode: str | None = None, *, require_gpu: bool = False, num_gpus: int = 0
+        self,
+        requested_mode: str | None = None,
+        *,
+        require_gpu: bool = False,
+        num_gpus: int = 0,
+        may_fall_back: bool = True,
     ) -> Placement:
         """Return the place and the reasons.
 
@@ -94,9 +118,11 @@ class ExecutionModeSelector:
             requested_mode: "auto", "local", "host", or None for the default.
             require_gpu: Nothing without a GPU will do.
             num_gpus: Devices asked for; more than one implies that a place has as many.
+            may_fall_back: Where a trainer is considered and none is suitable, this machine will do.
 
         Raises:
             InvalidInputError: The mode is another word.
+            NoTrainerYetError: No trainer is suitable now, and it may not fall back.
             ExecutionModeError: No place satisfies what is required.
         """
         mode = self.effective_mode(requested_mode)
@@ -109,6 +135,8 @@ class ExecutionModeSelector:
             trainer = await self._find_trainer(num_required, reasons)
             if trainer is not None:
                 return self._decide(ExecutionMode.HOST, reasons, trainer=trainer)
+            if not may_fall_back:
+                raise NoTrainerYetError(f"no trainer is suitable now ({'; '.join(reasons)})")
             if mode is ExecutionMode.HOST and num_required:
                 raise self._refuse(reasons, "start a trainer with a GPU, or do not require one")
             if mode is ExecutionMode.HOST:
@@ -125,21 +153,28 @@ class ExecutionModeSelector:
         return self._decide(ExecutionMode.LOCAL, reasons)
 
     async def _find_trainer(self, num_gpus: int, reasons: list[str]) -> str | None:
-        """Return the healthy trainer with the most free slots, the first configured among equals."""
-        found = [] if self._trainers is None else await self._trainers.check_all(needs_devices=num_gpus > 0)
+        """Return the suitable trainer with the most free slots, among equals with the fewest sessions of ours."""
+        found: list[TrainerHealth] = []
+        if self._trainers is not None:
+            found = await self._trainers.check_all(needs_devices=num_gpus > 0, max_age_s=MAX_VIEW_AGE_S)
         if not found:
-            reasons.append("no trainer is configured")
-        best: TrainerHealth | None = None
-        for health in found:
-            if not health.is_healthy:
-                reasons.append(f"trainer {health.address} is not healthy: {health.message}")
-            elif health.num_gpus < num_gpus:
-                reasons.append(f"trainer {health.address} is healthy and has {health.num_gpus} GPU")
-            else:
-                reasons.append(f"trainer {health.address} is healthy with {health.num_free_slots} free slots")
-                if best is None or health.num_free_slots > best.num_free_slots:
-                    best = health
-        return best.address if best else None
+            reasons.append("no trainer is known")
+        obstacles = [_obstacle(health, num_gpus) for health in found]
+        reasons.extend(
+            f"trainer {health.address} {obstacle or _load(health)}"
+            for health, obstacle in zip(found[:MAX_TRAINER_REASONS], obstacles, strict=False)
+        )
+        if len(found) > MAX_TRAINER_REASONS:
+            reasons.append(f"{len(found) - MAX_TRAINER_REASONS} more trainers were considered")
+        suitable = [health for health, obstacle in zip(found, obstacles, strict=True) if not obstacle]
+        if not suitable:
+            return None
+        best = max(suitable, key=lambda health: (health.num_free_slots, -health.num_sessions))  # the first of equals
+        if best.num_free_slots:
+            reasons.append(f"trainer {best.address} has the most free slots")
+        else:
+            reasons.append(f"every suitable trainer is full: trainer {best.address} is as good as any")
+        return best.address
 
     def _decide(self, mode: ExecutionMode, reasons: list[str], *, trainer: str = "") -> Placement:
         _log.debug("chose %s %s: %s", mode, trainer, "; ".join(reasons))
@@ -148,6 +183,30 @@ class ExecutionModeSelector:
     def _refuse(self, reasons: list[str], way_out: str) -> ExecutionModeError:
         _log.warning("no place: %s", "; ".join(reasons))
         return ExecutionModeError(f"no place satisfies the training ({'; '.join(reasons)}); {way_out}")
+
+
+def _obstacle(health: TrainerHealth, num_gpus: int) -> str:
+    """Return why a trainer will not do, "" if it will; that it is full is no obstacle, slots become free."""
+    if health.is_lost:
+        silence = "" if health.silence_s is None else f", silent for {health.silence_s:.0f} s"
+        return f"is lost{silence}: {health.message}"
+    if not health.is_healthy:
+        return f"is not healthy: {health.message}"
+    if health.is_draining:
+        return f"is healthy, but {health.message}"
+    if health.num_gpus < num_gpus:
+        return "is healthy and has not told its devices yet" if health.info is None else f"has {_devices(health)}"
+    return ""
+
+
+def _load(health: TrainerHealth) -> str:
+    slots = f"{health.num_free_slots} of {health.num_slots} slots free"
+    return f"is healthy with {slots}, {health.num_sessions} sessions from here, {_devices(health)}"
+
+
+def _devices(health: TrainerHealth) -> str:
+    memory_gb = health.gpu_memory_gb
+    return f"{health.num_gpus} GPU" if memory_gb is None else f"{health.num_gpus} GPU with {memory_gb:.1f} GiB free"
 
 
 def _parse_mode(mode: str) -> ExecutionMode:

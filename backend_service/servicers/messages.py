@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from ktrdr.training.v1 import strategy_status_pb2, training_pb2, training_service_pb2
 
+from backend_service.operations.records import Fence, SessionRow
 from backend_service.operations.training_record import TrainingSnapshot
-from backend_service.orchestration.trainers import TrainerHealth
+from backend_service.orchestration.placer import QueueStatus
+from backend_service.orchestration.trainer_health import TrainerHealth
 from backend_service.strategies import StrategyEntry
 from ktrdr_core.wire.to_proto import (
     duration_to_proto,
     error_to_proto,
     mode_to_proto,
+    optional_duration_to_proto,
     resource_usage_to_proto,
     result_to_proto,
+    scheduling_to_proto,
     spec_to_proto,
     state_to_proto,
     summary_to_proto,
@@ -20,8 +24,10 @@ from ktrdr_core.wire.to_proto import (
 )
 
 
-def training_to_proto(snapshot: TrainingSnapshot, *, with_evaluation: bool = True) -> training_pb2.Training:
-    """Return a training as it is now; lists do without the evaluation of its result."""
+def training_to_proto(
+    snapshot: TrainingSnapshot, *, queue: QueueStatus | None = None, with_evaluation: bool = True
+) -> training_pb2.Training:
+    """Return a training as it is now, with its place in the queue; lists do without the evaluation of its result."""
     row, summary = snapshot.row, snapshot.summary
     usage = snapshot.resource_usage
     return training_pb2.Training(
@@ -42,7 +48,7 @@ def training_to_proto(snapshot: TrainingSnapshot, *, with_evaluation: bool = Tru
             mode=mode_to_proto(row.placement.mode), trainer=row.placement.trainer, reasons=row.placement.reasons
         ),
         sessions=[
-            training_pb2.SessionRef(session_id=session.session_id, attempt=session.attempt, trainer=session.trainer)
+            session_to_proto(session)
             for session in snapshot.sessions
             if session.trainer  # one without was refused and never began
         ],
@@ -51,22 +57,65 @@ def training_to_proto(snapshot: TrainingSnapshot, *, with_evaluation: bool = Tru
         last_sequence=summary.sequence,
         message=summary.message,
         warnings=summary.warnings,
+        scheduling=scheduling_to_proto(row.scheduling),
+        queue=None
+        if queue is None
+        else training_pb2.QueueStatus(
+            position=queue.position,
+            num_queued=queue.num_queued,
+            estimated_wait=optional_duration_to_proto(queue.estimated_wait_s),
+            waiting_for=queue.waiting_for,
+        ),
+    )
+
+
+def session_to_proto(session: SessionRow) -> training_pb2.SessionRef:
+    """Return an attempt with its story."""
+    return training_pb2.SessionRef(
+        session_id=session.session_id,
+        attempt=session.attempt,
+        trainer=session.trainer,
+        trainer_id=session.trainer_id,
+        reasons=session.reasons,
+        start_time=time_to_proto(session.start_time) if session.start_time else None,
+        end_time=time_to_proto(session.end_time) if session.end_time else None,
+        outcome=session.outcome,
+        error_reason=session.error_reason,
+        message=session.message,
+        resumed_from_epoch=session.resumed_from_epoch,
+        is_fenced=session.fence is not Fence.NONE,
     )
 
 
 def trainer_to_proto(health: TrainerHealth) -> training_service_pb2.TrainerStatus:
-    """Return what a health check found."""
+    """Return a trainer as the backend sees it."""
     info = health.info
+    devices = info.devices if info else ()
     return training_service_pb2.TrainerStatus(
         address=health.address,
         is_healthy=health.is_healthy,
         message=health.message,
         version=info.version if info else "",
-        devices=[device.name or device.device_type for device in info.devices] if info else [],
+        devices=[device.name or device.device_type for device in devices],
         has_gpu=health.num_gpus > 0,
-        num_slots=info.num_slots if info else 0,
-        num_free_slots=info.num_free_slots if info else 0,
+        num_slots=health.num_slots,
+        num_free_slots=health.num_free_slots,
         latency=duration_to_proto(health.latency_s),
+        trainer_id=health.trainer_id,
+        is_draining=health.is_draining,
+        is_registered=health.is_registered,
+        silence=optional_duration_to_proto(health.silence_s),
+        num_sessions=health.num_sessions,
+        python_version=info.python_version if info else "",
+        torch_version=info.torch_version if info else "",
+        device_details=[
+            training_service_pb2.TrainerDevice(
+                device_type=device.device_type,
+                name=device.name,
+                memory_available_gb=device.memory_available_gb if device.HasField("memory_available_gb") else None,
+            )
+            for device in devices
+        ],
     )
 
 

@@ -11,7 +11,7 @@ import grpc.aio
 from ktrdr.models.v1 import model_pb2, model_service_pb2_grpc
 from ktrdr.models.v1 import model_service_pb2 as pb
 
-from backend_service.operations.trainings import MAX_PAGE_BYTES, check_page_size, decode_page_token, encode_page_token
+from backend_service.operations.pages import MAX_PAGE_BYTES, check_page_size, decode_page_token, encode_page_token
 from backend_service.uploads import UploadReceiver
 from ktrdr_core.errors import NotBuiltError
 from ktrdr_core.storage.model_storage import ModelStorage

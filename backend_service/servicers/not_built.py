@@ -9,8 +9,6 @@ from typing import Any
 import grpc.aio
 from ktrdr.data.v1 import market_data_service_pb2 as data_pb
 from ktrdr.data.v1 import market_data_service_pb2_grpc
-from ktrdr.trainer.v1 import trainer_registry_service_pb2 as registry_pb
-from ktrdr.trainer.v1 import trainer_registry_service_pb2_grpc
 
 from ktrdr_core.errors import NotBuiltError
 
@@ -33,13 +31,3 @@ class MarketDataServicer(market_data_service_pb2_grpc.MarketDataServiceServicer)
         self, request_iterator: AsyncIterator[data_pb.ImportBarsRequest], context: Context
     ) -> data_pb.ImportBarsResponse:
         raise NotBuiltError("ImportBars is not built in this version; put SYMBOL_TIMEFRAME.csv into the bars directory")
-
-
-class TrainerRegistryServicer(trainer_registry_service_pb2_grpc.TrainerRegistryServiceServicer):
-    """Trainers are known by address only in this version."""
-
-    async def Register(
-        self, request_iterator: AsyncIterator[registry_pb.RegisterRequest], context: Context
-    ) -> AsyncIterator[registry_pb.RegisterResponse]:
-        raise NotBuiltError("Register is not built in this version; start the backend with --trainer HOST:PORT")
-        yield registry_pb.RegisterResponse()  # makes this a generator, as the service wants

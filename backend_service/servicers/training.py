@@ -13,15 +13,17 @@ from ktrdr.training.v1 import training_service_pb2 as pb
 
 from backend_service.admission import Admission
 from backend_service.configuration import Configuration
+from backend_service.operations.training_record import TrainingSnapshot
 from backend_service.operations.trainings import Trainings
 from backend_service.orchestration.dispatcher import Dispatcher
 from backend_service.orchestration.trainers import Trainers
 from backend_service.progress_relay import ProgressRelay
 from backend_service.servicers.messages import strategy_to_proto, trainer_to_proto, training_to_proto
+from backend_service.servicers.progress_messages import ProgressMessages
 from backend_service.strategies import Strategies
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.wire.from_proto import mode_from_proto, spec_from_proto, state_from_proto
+from ktrdr_core.wire.from_proto import mode_from_proto, scheduling_from_proto, spec_from_proto, state_from_proto
 from ktrdr_core.wire.to_proto import events_to_proto, mode_to_proto, spec_to_proto
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -48,6 +50,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         self._configuration = configuration
         self._trainers = trainers
         self._strategies = strategies
+        self._progress = ProgressMessages(self._to_proto)
 
     async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
         spec = await self._read_spec(request)
@@ -57,13 +60,20 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
                 strategy_name=checked.strategy_name, spec=spec_to_proto(checked.normalised)
             )
         else:
-            training = training_to_proto(await self._admission.accept(spec, request_id=request.request_id))
+            scheduling = scheduling_from_proto(request.scheduling)
+            snapshot = await self._admission.accept(spec, request_id=request.request_id, scheduling=scheduling)
+            training = self._to_proto(snapshot)
         return pb.TrainResponse(training=training)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
-        snapshot = await self._dispatcher.cancel(
-            request.training_id, save_checkpoint=request.save_checkpoint, reason=request.cancel_reason
+        snapshot = await self._dispatcher.cancel_either(
+            request.training_id,
+            request.request_id,
+            save_checkpoint=request.save_checkpoint,
+            reason=request.cancel_reason,
         )
+        if snapshot is None:
+            return pb.CancelResponse()
         return pb.CancelResponse(training=training_to_proto(snapshot), checkpoint_path=snapshot.summary.checkpoint_path)
 
     async def StreamProgress(
@@ -71,14 +81,11 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     ) -> AsyncIterator[pb.StreamProgressResponse]:
         async with aclosing(self._relay.watch(request.training_id, request.after_sequence)) as updates:
             async for update in updates:
-                yield pb.StreamProgressResponse(
-                    training=training_to_proto(update.snapshot) if update.snapshot else None,
-                    events=events_to_proto(update.events),
-                )
+                yield self._progress.build(update)
 
     async def GetTraining(self, request: pb.GetTrainingRequest, context: Context) -> pb.GetTrainingResponse:
         snapshot = await self._trainings.snapshot(request.training_id)
-        return pb.GetTrainingResponse(training=training_to_proto(snapshot))
+        return pb.GetTrainingResponse(training=self._to_proto(snapshot))
 
     async def ListTrainings(self, request: pb.ListTrainingsRequest, context: Context) -> pb.ListTrainingsResponse:
         states: list[TrainingState] = [state_from_proto(state) for state in request.states]
@@ -89,7 +96,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             strategy_name=request.strategy_name,
         )
         return pb.ListTrainingsResponse(
-            trainings=[training_to_proto(snapshot, with_evaluation=False) for snapshot in page.snapshots],
+            trainings=[self._to_proto(snapshot, with_evaluation=False) for snapshot in page.snapshots],
             next_page_token=page.next_page_token,
         )
 
@@ -115,6 +122,20 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             previous_default_mode=mode_to_proto(previous), default_mode=mode_to_proto(current)
         )
 
+    async def ListTrainingEvents(
+        self, request: pb.ListTrainingEventsRequest, context: Context
+    ) -> pb.ListTrainingEventsResponse:
+        page = await self._trainings.list_events(
+            request.training_id, page_size=request.page_size, page_token=request.page_token
+        )
+        return pb.ListTrainingEventsResponse(events=events_to_proto(page.events), next_page_token=page.next_page_token)
+
+    async def SetTrainerDraining(
+        self, request: pb.SetTrainerDrainingRequest, context: Context
+    ) -> pb.SetTrainerDrainingResponse:
+        health = await self._trainers.set_draining(request.trainer, request.is_draining)
+        return pb.SetTrainerDrainingResponse(trainer=trainer_to_proto(health))
+
     async def ListTrainers(self, request: pb.ListTrainersRequest, context: Context) -> pb.ListTrainersResponse:
         found = await self._trainers.check_all()
         return pb.ListTrainersResponse(trainers=[trainer_to_proto(health) for health in found])
@@ -122,6 +143,10 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     async def ListStrategies(self, request: pb.ListStrategiesRequest, context: Context) -> pb.ListStrategiesResponse:
         entries = await self._strategies.list_entries()
         return pb.ListStrategiesResponse(strategies=[strategy_to_proto(entry) for entry in entries])
+
+    def _to_proto(self, snapshot: TrainingSnapshot, *, with_evaluation: bool = True) -> training_pb2.Training:
+        queue = self._dispatcher.queue_status(snapshot.row.training_id)
+        return training_to_proto(snapshot, queue=queue, with_evaluation=with_evaluation)
 
     async def _read_spec(self, request: pb.TrainRequest) -> TrainingSpec:
         source = request.spec.strategy

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from ktrdr_core.clock import from_iso, to_iso
@@ -148,6 +149,10 @@ class BatchDetail:
     rows_per_second: float
 
 
+CHECKPOINT_UNUSABLE = "CHECKPOINT_UNUSABLE"
+"""Reason of the warning of an attempt that could not go on from its checkpoint and began at the beginning."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarningDetail:
     """Something the user should know that does not end the training."""
@@ -200,11 +205,11 @@ class ProgressEvent:
 
     def to_json(self) -> str:
         """Return one line of JSON that `from_json` reads back equal; used by the pipe, the journal and the database."""
-        raw = {name: getattr(self, name) for name in _ENVELOPE}
+        raw = dict(zip(_ENVELOPE, _envelope_of(self), strict=True))
         raw["create_time"] = to_iso(self.create_time)
         raw["kind"] = self.detail.kind
-        raw["detail"] = asdict(self.detail)
-        return json.dumps(raw, separators=(",", ":"))
+        raw["detail"] = detail_to_dict(self.detail)
+        return compact_json(raw)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ProgressEvent:
@@ -222,6 +227,18 @@ class ProgressEvent:
 
 
 _ENVELOPE = ("sequence", "create_time", "attempt", "overall", "elapsed_s", "remaining_s")
+
+# Made once: `asdict` copies every value, and `json.dumps` with separators makes an encoder, each time.
+_envelope_of = attrgetter(*_ENVELOPE)
+_FIELDS = {cls: tuple(item.name for item in fields(cls)) for cls in _DETAILS.values()}
+_VALUES_OF = {cls: attrgetter(*names) for cls, names in _FIELDS.items()}
+compact_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def detail_to_dict(detail: ProgressDetail) -> dict[str, Any]:
+    """Return the fields of a detail; what `asdict` does, in a tenth of the time."""
+    cls = type(detail)
+    return dict(zip(_FIELDS[cls], _VALUES_OF[cls](detail), strict=True))
 
 
 @dataclass(kw_only=True)
@@ -245,8 +262,9 @@ class ProgressSummary:
 
     def apply(self, event: ProgressEvent) -> None:
         self.sequence = max(self.sequence, event.sequence)
+        # Another attempt may begin further back.
+        self.overall = event.overall if event.attempt > self.attempt else max(self.overall, event.overall)
         self.attempt = max(self.attempt, event.attempt)
-        self.overall = max(self.overall, event.overall)
         self.elapsed_s = max(self.elapsed_s, event.elapsed_s)
         self.remaining_s = event.remaining_s
         match event.detail:

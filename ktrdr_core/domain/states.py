@@ -27,6 +27,7 @@ TERMINAL_STATES = frozenset(
 )
 
 # CANCELLING may still end COMPLETED: the artifact was published before the cancel reached it.
+# RUNNING and UPLOADING go back to QUEUED when the trainer is lost and another attempt is allowed; sessions never do.
 TRANSITIONS: dict[TrainingState, frozenset[TrainingState]] = {
     TrainingState.QUEUED: frozenset(
         {
@@ -39,6 +40,7 @@ TRANSITIONS: dict[TrainingState, frozenset[TrainingState]] = {
     ),
     TrainingState.RUNNING: frozenset(
         {
+            TrainingState.QUEUED,
             TrainingState.UPLOADING,
             TrainingState.CANCELLING,
             TrainingState.FAILED,
@@ -48,6 +50,7 @@ TRANSITIONS: dict[TrainingState, frozenset[TrainingState]] = {
     ),
     TrainingState.UPLOADING: frozenset(
         {
+            TrainingState.QUEUED,
             TrainingState.COMPLETED,
             TrainingState.CANCELLING,
             TrainingState.FAILED,

@@ -32,6 +32,12 @@ class SessionJob:
         work_dir: Directory of this session alone: `artifact/`, `checkpoints/` and `worker.log` go under it. Created
             if missing, never removed by the engine.
         bars_dir: Directory with the bars (`<SYMBOL>_<timeframe>.csv` or `.parquet`).
+        resume_from: Checkpoint of an earlier attempt to go on from; one that cannot be used is a warning
+            (CHECKPOINT_UNUSABLE), and training begins at the beginning. None begins there.
+        checkpoint_every_s: Keep a checkpoint at most about this old, more rarely if that would cost more than 1 % of
+            the time; None only when stopped.
+        last_epoch_told: Last epoch that earlier attempts told of; those that are in `resume_from` after it are told
+            again.
     """
 
     session_id: str
@@ -40,6 +46,26 @@ class SessionJob:
     spec: TrainingSpec
     work_dir: Path
     bars_dir: Path
+    resume_from: Path | None = None
+    checkpoint_every_s: float | None = None
+    last_epoch_told: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionCheckpoint:
+    """A whole checkpoint on disk; the file is replaced by newer ones, and only the newest two stay.
+
+    Attributes:
+        path: The file.
+        epoch: Last epoch that is in it; 0 if it was taken within the first.
+        size_bytes: Its size.
+        sha256: SHA-256 of its bytes, hex.
+    """
+
+    path: Path
+    epoch: int
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +99,10 @@ class EngineSession(Protocol):
     @property
     def pid(self) -> int:
         """Process id of the worker; 0 while it is being started."""
+
+    @property
+    def checkpoint(self) -> SessionCheckpoint | None:
+        """The newest whole checkpoint of this session on disk, also after its end; None before the first."""
 
     def events(self) -> AsyncIterator[ProgressEvent]:
         """Yield the session's events, once, to one reader.

@@ -1,4 +1,4 @@
-"""The pipe from worker to parent: length-prefixed messages, events first, one outcome last.
+"""The pipe from worker to parent: length-prefixed messages, events and checkpoints, one outcome last.
 
 Frame: 4 bytes big-endian length of what follows, 1 byte kind, JSON. Durable events block the worker until the parent
 has room; batch events are dropped instead.
@@ -7,14 +7,18 @@ has room; batch events are dropped instead.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import struct
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from enum import IntEnum
+from pathlib import Path
 
 from ktrdr_core.domain.progress import ProgressEvent
+from ktrdr_core.execution.engine import SessionCheckpoint
 
 _LENGTH = struct.Struct(">I")
 # POSIX: a write up to this size to a pipe that polls writable is taken whole at once.
@@ -24,6 +28,7 @@ _ATOMIC_BYTES = select.PIPE_BUF
 class MessageKind(IntEnum):
     EVENT = 1
     OUTCOME = 2
+    CHECKPOINT = 3
 
 
 def frame(kind: MessageKind, payload: bytes) -> bytes:
@@ -40,6 +45,12 @@ async def read_messages(reader: asyncio.StreamReader) -> AsyncIterator[tuple[Mes
         except asyncio.IncompleteReadError:
             return
         yield MessageKind(message[0]), message[1:]
+
+
+def read_checkpoint(payload: bytes) -> SessionCheckpoint:
+    """Return what `MessageWriter.send_checkpoint` sent."""
+    raw = json.loads(payload)
+    return SessionCheckpoint(**raw | {"path": Path(raw["path"])})
 
 
 class MessageWriter:
@@ -69,6 +80,11 @@ class MessageWriter:
     def send_outcome(self, payload: bytes) -> None:
         with self._lock:
             self._write(frame(MessageKind.OUTCOME, payload))
+
+    def send_checkpoint(self, checkpoint: SessionCheckpoint) -> None:
+        raw = asdict(checkpoint) | {"path": str(checkpoint.path)}
+        with self._lock:
+            self._write(frame(MessageKind.CHECKPOINT, json.dumps(raw).encode()))
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -89,7 +89,12 @@ class ProcessEngine:
         await self._check_devices(job)
         # No await from here to the slot being taken: that is what makes the limit hold against any race.
         self._check_slot(job)
-        job = replace(job, work_dir=job.work_dir.absolute(), bars_dir=job.bars_dir.absolute())
+        job = replace(
+            job,
+            work_dir=job.work_dir.absolute(),
+            bars_dir=job.bars_dir.absolute(),
+            resume_from=job.resume_from and job.resume_from.absolute(),
+        )
         session = ProcessSession(
             job,
             runner=self._runner,

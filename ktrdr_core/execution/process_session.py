@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from dataclasses import replace
 
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import KtrdrError, UnavailableError, WorkerDiedError
+from ktrdr_core.errors import DeviceFailedError, KtrdrError, OutOfMemoryError, UnavailableError, WorkerDiedError
 from ktrdr_core.execution.cancel_flag import CancelFlag, Want
 from ktrdr_core.execution.child import ChildProcess, describe_exit
-from ktrdr_core.execution.engine import DEFAULT_CANCEL_REASON, SessionJob, SessionOutcome
-from ktrdr_core.execution.event_pipe import MessageKind, read_messages
+from ktrdr_core.execution.engine import DEFAULT_CANCEL_REASON, SessionCheckpoint, SessionJob, SessionOutcome
+from ktrdr_core.execution.event_pipe import MessageKind, read_checkpoint, read_messages
 from ktrdr_core.execution.fork_server import process_context
+from ktrdr_core.execution.last_words import LastWords, read_last_words
+from ktrdr_core.execution.left_workers import clear_up_after_worker, note_worker
+from ktrdr_core.execution.oom_kills import OomKillWatch
 from ktrdr_core.execution.resources import GpuSampler, ResourceUsage, read_process_usage
 from ktrdr_core.execution.worker import LOG_NAME, Runner, read_outcome, worker_main
 from ktrdr_core.logging import get_logger
@@ -30,7 +33,11 @@ CLOSE_LIMIT_S = 10.0
 _MAX_PENDING_EVENTS = 10_000
 _PIPE_BUFFER_BYTES = 64 * 1024
 _PIPE_DRAIN_LIMIT_S = 10.0
-_TAIL_BYTES, _TAIL_LINES, _TAIL_LINE_CHARS = 16 * 1024, 3, 200
+# What C++ code says of an error that it cannot raise, before it aborts.
+_DEADLY_MEMORY_WORDS = ("std::bad_alloc", "out of memory")
+_DEADLY_DEVICE_WORDS = "CUDA error"
+_LESS_MEMORY = "; train on fewer bars or features, fewer trainings at once, or on a larger machine"
+_REASONS_WITH_LAST_WORDS = frozenset({DeviceFailedError.reason, OutOfMemoryError.reason})
 
 
 class ProcessSession:
@@ -81,7 +88,9 @@ class ProcessSession:
         )
         self._log = get_logger(__name__, {"training_id": job.training_id, "session_id": job.session_id})
         self._supervision: asyncio.Task[None] | None = None
+        self._oom_kills: OomKillWatch | None = None
         self.launch_error: KtrdrError | None = None
+        self.checkpoint: SessionCheckpoint | None = None
 
     @property
     def pid(self) -> int:
@@ -107,7 +116,10 @@ class ProcessSession:
             self._finish_unstarted(TrainingState.FAILED, str(self.launch_error), self.launch_error.reason)
             return
         self._log.info("Worker %d started", self.pid)
-        self._supervision = asyncio.create_task(self._supervise(), name=f"supervise-{self.job.session_id}")
+        self._oom_kills = OomKillWatch(self.pid)
+        noting = asyncio.create_task(self._note_worker(), name=f"note-{self.job.session_id}")
+        self._supervision = asyncio.create_task(self._supervise(noting), name=f"supervise-{self.job.session_id}")
+        await asyncio.wait([noting])
 
     async def events(self) -> AsyncIterator[ProgressEvent]:
         while True:
@@ -166,7 +178,14 @@ class ProcessSession:
         self._is_kill_due = True
         self._child.kill()
 
-    async def _supervise(self) -> None:
+    async def _note_worker(self) -> None:
+        """Leave on disk what a later process needs to end this worker."""
+        try:
+            await asyncio.to_thread(note_worker, self.job.work_dir, self.pid)
+        except OSError as error:
+            self._log.warning("Worker %d cannot be noted in %s: %s", self.pid, self.job.work_dir, error)
+
+    async def _supervise(self, noting: asyncio.Task[None]) -> None:
         """Follow the worker to its end."""
         pump = asyncio.create_task(self._pump(), name=f"pump-{self.job.session_id}")
         exit_code = await self._child.wait_gone()
@@ -178,6 +197,8 @@ class ProcessSession:
         if not done:
             pump.cancel()
             await asyncio.wait([pump])
+        await noting
+        await asyncio.to_thread(clear_up_after_worker, self.job.work_dir)
         self._finish(await self._decide(exit_code))
 
     async def _pump(self) -> None:
@@ -188,8 +209,13 @@ class ProcessSession:
         )
         try:
             async for kind, payload in read_messages(reader):
+                if self._oom_kills is not None:
+                    self._oom_kills.note_life()
                 if kind is MessageKind.OUTCOME:
                     self._outcome_payload = payload
+                    continue
+                if kind is MessageKind.CHECKPOINT:
+                    self.checkpoint = read_checkpoint(payload)
                     continue
                 await self._has_room.wait()
                 event = ProgressEvent.from_json(payload)
@@ -208,20 +234,33 @@ class ProcessSession:
             return told
         if self._flag.want is Want.CANCEL:
             return SessionOutcome(state=TrainingState.CANCELLED, message=self._cancel_reason)
-        if told is not None:
+        if told is not None and told.error_reason not in _REASONS_WITH_LAST_WORDS:
             return told
-        if self._is_kill_due:
+        if told is None and self._is_kill_due:
+            kept = "no checkpoint" if self.checkpoint is None else f"none but that of epoch {self.checkpoint.epoch}"
             return SessionOutcome(
                 state=TrainingState.CANCELLED,
                 message=f"{self._cancel_reason}; the worker did not stop within {self._stop_limit_s:g} s and was "
-                "killed, so there is no checkpoint",
+                f"killed, so there is {kept}",
             )
-        log_path = self.job.work_dir / LOG_NAME
-        tail = await asyncio.to_thread(_read_tail, log_path)
-        message = f"the worker process died ({describe_exit(exit_code)}) before it gave a result; see {log_path}"
-        if tail:
-            message += f", which ends: {tail}"
-        return SessionOutcome(state=TrainingState.FAILED, message=message, error_reason=WorkerDiedError.reason)
+        words = await asyncio.to_thread(read_last_words, self.job.work_dir / LOG_NAME)
+        if told is not None:
+            return replace(told, message=f"{told.message}; {words}")
+        error = self._explain_death(exit_code, words)
+        return SessionOutcome(
+            state=TrainingState.FAILED, message=f"{error.message}; {words}", error_reason=error.reason
+        )
+
+    def _explain_death(self, exit_code: int, words: LastWords) -> KtrdrError:
+        """Return what ended a worker that gave no outcome."""
+        was_out_of_memory = any(phrase in words.text for phrase in _DEADLY_MEMORY_WORDS)
+        if exit_code == -signal.SIGKILL and self._oom_kills is not None and self._oom_kills.has_struck():
+            return OutOfMemoryError(f"the kernel killed the worker process because memory ran out{_LESS_MEMORY}")
+        if exit_code == -signal.SIGABRT and was_out_of_memory:
+            return OutOfMemoryError(f"the worker process died because memory ran out{_LESS_MEMORY}")
+        if exit_code == -signal.SIGABRT and _DEADLY_DEVICE_WORDS in words.text:
+            return DeviceFailedError("the worker process died of a failure of the GPU; train again or on another one")
+        return WorkerDiedError(f"the worker process died ({describe_exit(exit_code)}) before it gave a result")
 
     def _finish_unstarted(self, state: TrainingState, message: str, error_reason: str = "") -> None:
         self._child.abandon()
@@ -237,21 +276,3 @@ class ProcessSession:
             self._outcome.set_result(outcome)
         self._are_events_complete = True
         self._has_news.set()
-
-
-def _read_tail(path: Path) -> str:
-    """Return the telling last lines of a log, joined by " | "; "" if there are none."""
-    try:
-        with path.open("rb") as log_file:
-            log_file.seek(0, os.SEEK_END)
-            log_file.seek(max(0, log_file.tell() - _TAIL_BYTES))
-            text = log_file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.strip()[:_TAIL_LINE_CHARS] for line in text.splitlines() if line.strip()]
-    for index, line in enumerate(lines):
-        # After a crash in C code faulthandler dumps every thread's stack below this line.
-        if line.startswith("Fatal Python error"):
-            lines = lines[: index + 1]
-            break
-    return " | ".join(lines[-_TAIL_LINES:])

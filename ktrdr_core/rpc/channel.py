@@ -5,16 +5,18 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
-# Measured: the ping timeout is what notices a peer that hangs while connected; the reconnect backoff brings a restarted
-# peer back within 0.6 s instead of 4.6 s. Windows, frame sizes and BDP probing stay at their defaults.
+# Measured: a peer that hangs or vanishes is noticed after up to the keepalive time plus the timeout, also on a stream
+# where nothing is said (8 s; with the usual 10 s and 5 s it takes 15). The reconnect backoff brings a restarted peer
+# back within 0.6 s instead of 4.6 s. Windows, frame sizes, message sizes and BDP probing stay at their defaults.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_time_ms", 4_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
+    ("grpc.http2.ping_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # It also limits each attempt to connect: 100 ms would never reach a peer 150 ms away.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 

@@ -7,7 +7,6 @@ does not read costs nothing. Of the transient batch events only the newest is ke
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -33,6 +32,8 @@ class EventLog:
         self.is_closed = False
         self._batch: ProgressEvent | None = None
         self._num_batches = 0
+        self._last_slice: tuple[ProgressEvent, ...] = ()
+        self._last_slice_key = (0, 0, -1)
         self._lock = asyncio.Lock()
         self._commits: set[asyncio.Task[ProgressEvent]] = set()
         self._changed = asyncio.Event()
@@ -79,17 +80,18 @@ class EventLog:
 
     def watch(
         self, after_sequence: int = 0, *, heartbeat_s: float = 1.0, throttle_s: float = THROTTLE_S
-    ) -> AsyncIterator[list[ProgressEvent]]:
-        """Return a stream of lists of events: durable ones after `after_sequence`, then what comes, batches conflated.
+    ) -> AsyncIterator[tuple[ProgressEvent, ...]]:
+        """Return a stream of events, some at once: durable ones after `after_sequence`, then what comes, batches
+        conflated.
 
-        The first list comes at once, later ones at least `throttle_s` apart, but the terminal event never waits; an
-        empty list is a heartbeat. Ends after the terminal event. A batch event shown before the call is not shown
-        again.
+        The first come at once, later ones at least `throttle_s` apart, but the terminal event never waits; an empty
+        tuple is a heartbeat. Ends after the terminal event. A batch event shown before the call is not shown again.
+        Watchers that are at the same place get the same tuple, so that what is made of it can be made once.
 
         Args:
             after_sequence: Last sequence the watcher has seen.
-            heartbeat_s: Quiet time after which an empty list comes.
-            throttle_s: Least time between lists.
+            heartbeat_s: Quiet time after which an empty tuple comes.
+            throttle_s: Least time between tuples.
 
         Raises:
             InvalidInputError: `after_sequence` is negative or above the last sequence.
@@ -108,37 +110,43 @@ class EventLog:
 
     async def _watch(
         self, cursor: int, batches_seen: int, heartbeat_s: float, throttle_s: float
-    ) -> AsyncIterator[list[ProgressEvent]]:
+    ) -> AsyncIterator[tuple[ProgressEvent, ...]]:
         loop = asyncio.get_running_loop()
-        next_send = 0.0
         last_send = loop.time()
+        next_send = 0.0
         while True:
-            if next_send > loop.time() and not self.is_closed:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(next_send):
-                        await self._closed.wait()
             changed = self._changed
-            fresh = self._events[cursor : cursor + MAX_EVENTS_PER_YIELD]
-            cursor += len(fresh)
-            is_caught_up = cursor == len(self._events)
-            if is_caught_up and self._batch is not None and batches_seen < self._num_batches:
-                fresh.append(self._batch)
-                batches_seen = self._num_batches
-            if fresh:
+            if cursor < len(self._events) or self._has_batch_after(batches_seen):
+                if next_send > loop.time():
+                    await _wait(self._closed, until=next_send)
+                fresh = self._slice(cursor, batches_seen)
+                cursor = min(cursor + MAX_EVENTS_PER_YIELD, len(self._events))
+                is_caught_up = cursor == len(self._events)
+                if is_caught_up:
+                    batches_seen = self._num_batches
                 yield fresh
                 last_send = loop.time()
                 next_send = last_send + throttle_s if is_caught_up else 0.0
-                continue
-            if self.is_closed:
+            elif self.is_closed:
                 return
-            if self._interruption is not None:
+            elif self._interruption is not None:
                 raise self._interruption
-            try:
-                async with asyncio.timeout_at(last_send + heartbeat_s):
-                    await changed.wait()
-            except TimeoutError:
-                yield []
+            elif not await _wait(changed, until=last_send + heartbeat_s):
+                yield ()
                 last_send = loop.time()
+
+    def _has_batch_after(self, batches_seen: int) -> bool:
+        return self._batch is not None and batches_seen < self._num_batches
+
+    def _slice(self, cursor: int, batches_seen: int) -> tuple[ProgressEvent, ...]:
+        """Return what a watcher at `cursor` sees next: the same tuple for all that are there."""
+        end = min(cursor + MAX_EVENTS_PER_YIELD, len(self._events))
+        batch = self._batch if end == len(self._events) and self._has_batch_after(batches_seen) else None
+        key = (cursor, end, self._num_batches if batch is not None else -1)
+        if key != self._last_slice_key:
+            self._last_slice_key = key
+            self._last_slice = (*self._events[cursor:end], *(() if batch is None else (batch,)))
+        return self._last_slice
 
     async def _commit(self, event: ProgressEvent) -> ProgressEvent:
         async with self._lock:
@@ -176,3 +184,13 @@ class EventLog:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+async def _wait(event: asyncio.Event, *, until: float) -> bool:
+    """Return whether the event was set by `until`, a time of the loop."""
+    try:
+        async with asyncio.timeout_at(until):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ktrdr_core.errors import KtrdrError
 from ktrdr_core.execution.fork_server import stop_fork_server
-from ktrdr_core.logging import configure_logging
+from ktrdr_core.logging import LogFormat, configure_logging
 
 
 class ServiceSettings(Protocol):
@@ -20,6 +20,9 @@ class ServiceSettings(Protocol):
 
     @property
     def log_level(self) -> str: ...
+
+    @property
+    def log_format(self) -> LogFormat: ...
 
 
 S = TypeVar("S", bound=ServiceSettings)
@@ -43,7 +46,7 @@ def run_service(
             field = ".".join(map(str, problem["loc"]))
             sys.stderr.write(f"{name}: {field}: {problem['msg']}, was {problem['input']!r}\n")
         return 2
-    configure_logging(settings.log_level, service=name)
+    configure_logging(settings.log_level, service=name, format=settings.log_format)
 
     async def main() -> None:
         await serve(settings)

@@ -16,8 +16,8 @@ derived files hold plain tensors and primitives, load with `weights_only=True`, 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from safetensors.numpy import save as render_safetensors
 
 from ktrdr_core.data.durable import fsync_directory, fsync_tree, write_durably
 from ktrdr_core.domain.result import TrainingResult, validate_training_result
-from ktrdr_core.errors import CorruptDataError, InvalidResultError, NotFoundError
+from ktrdr_core.errors import CorruptDataError, InvalidResultError, NotFoundError, StorageError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -224,7 +224,11 @@ def has_torch() -> bool:
 
 
 def derive_torch_files(directory: Path) -> None:
-    """Write `model.pt` and `model_full.pt` beside the weights they are made from; needs torch."""
+    """Write `model.pt` and `model_full.pt` beside the weights they are made from; needs torch.
+
+    Raises:
+        StorageError: The disk takes no writes.
+    """
     import torch
 
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in load_tensors(directory).items()}
@@ -244,10 +248,12 @@ def derive_torch_files(directory: Path) -> None:
         "strategy_config": config["strategy_config"],
     }
     for name, content in zip(DERIVED_FILES, (state, full), strict=True):
-        staging = directory / f".{name}.{os.getpid()}"
-        torch.save(content, staging)
-        write_durably(directory / name, staging.read_bytes())
-        staging.unlink()
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        try:
+            write_durably(directory / name, buffer.getbuffer())
+        except OSError as error:
+            raise StorageError(f"{directory / name} cannot be written ({error}); free some space") from error
 
 
 def _render_json(value: Mapping[str, Any]) -> bytes:

@@ -20,13 +20,17 @@ from torch import Tensor
 
 from ktrdr_core.data.durable import write_durably
 from ktrdr_core.errors import CorruptDataError, NotFoundError
+from ktrdr_core.training.checkpoint_file import (
+    CHECKPOINT_NAME,
+    FORMAT_VERSION,
+    STATE_KEY,
+    LoopPosition,
+    parse_state,
+)
 
-CHECKPOINT_NAME = "checkpoint.safetensors"
-FORMAT_VERSION = 2
-# Periodic checkpoints that are kept: the newest, and one before it.
+# Checkpoints of a kind that are kept: the newest, and one before it.
 NUM_KEPT = 2
 _PERIODIC_NAME = "epoch_{epoch:08d}.safetensors"
-_STATE_KEY = "state"
 _TENSOR_GROUPS = ("weights", "best", "engine")
 _PLAIN_FIELDS = ("correct", "history", "schedule", "stopping", "early_stop_epoch")
 
@@ -85,6 +89,10 @@ class Checkpoint:
     batches_done: int
     lanes: tuple[LaneCheckpoint, ...]
 
+    @property
+    def position(self) -> LoopPosition:
+        return LoopPosition(epoch=self.epoch, batches_done=self.batches_done)
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint` to the file `path` so that it is there whole or not at all; return `path`."""
@@ -105,7 +113,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
         "lanes": [{name: getattr(lane, name) for name in _PLAIN_FIELDS} for lane in checkpoint.lanes],
     }
     payload = save(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {_STATE_KEY: json.dumps(state)}
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {STATE_KEY: json.dumps(state)}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, payload)
@@ -145,16 +153,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise NotFoundError(f"there is no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})[_STATE_KEY])
+            state = parse_state(path, file.metadata())
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise CorruptDataError(f"{path} is not a checkpoint: {error}") from error
-    version = state.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CorruptDataError(
-            f"{path} has checkpoint format {version}, this version reads {FORMAT_VERSION}; start the training anew, or "
-            "go on with the version that wrote it"
-        )
     try:
         lanes = tuple(_lane_of(tensors, f"{index}/", plain) for index, plain in enumerate(state["lanes"]))
         return Checkpoint(lanes=lanes, **{name: state[name] for name in _LOOP_FIELDS})

@@ -6,6 +6,7 @@ Knows nothing of where it runs. Synchronous: callers own threads and processes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -20,17 +21,25 @@ from ktrdr_core.datasets.dataset import DataSplit
 from ktrdr_core.datasets.rows import Rows
 from ktrdr_core.datasets.split import overlap_warning
 from ktrdr_core.domain.cancellation import CancellationToken, raise_if_cancelled
-from ktrdr_core.domain.progress import STEP_TITLES, ProgressCallback, TrainingStep
+from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, STEP_TITLES, ProgressCallback, TrainingStep
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.spec import DataMode
-from ktrdr_core.errors import CancellationError, InvalidInputError, KtrdrError, TrainingError
+from ktrdr_core.errors import (
+    CancellationError,
+    CorruptDataError,
+    InvalidInputError,
+    KtrdrError,
+    NotFoundError,
+    StorageError,
+)
 from ktrdr_core.evaluation.report import fold_metrics
 from ktrdr_core.labels.labels import Labels
-from ktrdr_core.storage.artifact import build_result
-from ktrdr_core.storage.stored_model import SaveTarget
+from ktrdr_core.storage.artifact import ModelArtifact, build_result
+from ktrdr_core.storage.stored_model import SaveTarget, StoredModel
 from ktrdr_core.training.build_artifact import DataFacts, build_artifact, leakage_verdict, row_report
-from ktrdr_core.training.checkpoint import CHECKPOINT_NAME, save_checkpoint
-from ktrdr_core.training.fold_lanes import build_fold_lanes, build_fold_splits
+from ktrdr_core.training.checkpoint_keeper import CheckpointKeeper, CheckpointPlan, SavedCallback
+from ktrdr_core.training.failures import training_error
+from ktrdr_core.training.fold_lanes import FoldLane, build_fold_lanes, build_fold_splits
 from ktrdr_core.training.hyperparameters import Hyperparameters
 from ktrdr_core.training.lane import Lane
 from ktrdr_core.training.model_trainer import TrainedModel
@@ -60,7 +69,13 @@ class TrainingExecutor:
         step_callback: Told each step as it begins; its exceptions are logged and training goes on.
         warning_callback: Told each warning as it is raised; likewise.
         bar_store: Where bars come from; None is the directory `data`.
-        checkpoint_dir: Where a checkpoint goes.
+        checkpoint_dir: Where checkpoints go.
+        checkpoint_every_s: Keep a checkpoint at most about this old while training; None only when stopped.
+        checkpoint_callback: Told of each such checkpoint and of the one of a stop; its exceptions are logged and
+            training goes on.
+        must_resume: False makes a checkpoint that cannot be gone on from a warning, and training begins at the
+            beginning.
+        tell_epochs_after: See CheckpointPlan.
 
     Raises:
         InvalidInputError: (a ValueError) `config` misses a key or has a wrong one.
@@ -77,6 +92,10 @@ class TrainingExecutor:
         warning_callback: WarningCallback | None = None,
         bar_store: BarStore | None = None,
         checkpoint_dir: Path | None = None,
+        checkpoint_every_s: float | None = None,
+        checkpoint_callback: SavedCallback | None = None,
+        must_resume: bool = True,
+        tell_epochs_after: int | None = None,
     ) -> None:
         for section in CONFIG_SECTIONS:
             if not isinstance(config.get(section), Mapping):
@@ -94,6 +113,13 @@ class TrainingExecutor:
         self._warning_callback = warning_callback
         self._pipeline = TrainingPipeline(bar_store or DirectoryBarStore(DEFAULT_BARS_DIR))
         self._checkpoint_dir = checkpoint_dir
+        self._checkpoint_plan = CheckpointPlan(
+            every_s=checkpoint_every_s,
+            on_saved=lambda path, position: _tell(checkpoint_callback, path, position),
+            on_failed=lambda message: self._say("CHECKPOINT_FAILED", message),
+            tell_epochs_after=tell_epochs_after,
+        )
+        self._must_resume = must_resume
         self._warnings: list[str] = []
 
     def execute(
@@ -120,7 +146,9 @@ class TrainingExecutor:
 
         Raises:
             CancellationError: The token was cancelled; `checkpoint_path` is set if a checkpoint was written.
-            TrainingError: The training failed.
+            TrainingError: The training failed; OutOfMemoryError, DeviceFailedError and others say how.
+            StorageError: The model could not be stored; nothing half-made is left.
+            NotFoundError, CorruptDataError: `resume_from` cannot be gone on from.
             ValueError: An argument breaks a rule.
         """
         resume_from = kwargs.pop("resume_from", None)
@@ -146,8 +174,7 @@ class TrainingExecutor:
         except KtrdrError:
             raise
         except (RuntimeError, MemoryError, OSError) as error:
-            # torch tells of memory and device faults by RuntimeError.
-            raise TrainingError(f"the training failed: {type(error).__name__}: {error}") from error
+            raise training_error(error) from error
 
     def _configure(self, strategy: StrategyConfig) -> None:
         """Complete what was given by what follows from the strategy, with the symbols that are trained on."""
@@ -208,24 +235,18 @@ class TrainingExecutor:
 
         self._begin(TrainingStep.TRAINING)
         self._warn_of_input_size(len(columns))
-        lane = Lane(
-            pipeline.create_model(self._model_config, len(columns), seed), split.train, split.validation, self._settings
-        )
         validation = strategy.validation
-        fold_lanes = (
-            build_fold_lanes(
+
+        def build_lanes() -> tuple[Lane, tuple[FoldLane, ...]]:
+            model = pipeline.create_model(self._model_config, len(columns), seed)
+            lane = Lane(model, split.train, split.validation, self._settings)
+            if validation is None:
+                return lane, ()
+            return lane, build_fold_lanes(
                 pipeline, folds, model_config=self._model_config, settings=self._settings, validation=validation
             )
-            if validation is not None
-            else ()
-        )
-        trained, *judged = pipeline.train_lanes(
-            [lane, *(fold.lane for fold in fold_lanes)],
-            self._progress_callback,
-            self._token,
-            checkpoint_dir=self._checkpoint_dir,
-            resume_from=resume_from,
-        )
+
+        (trained, *judged), fold_lanes = self._train(build_lanes, resume_from)
         self._warn_of_device(trained)
         try:
             self._begin(TrainingStep.EVALUATION)
@@ -282,13 +303,45 @@ class TrainingExecutor:
             warnings=self._warnings,
             start_time=start_time,
         )
-        stored = pipeline.save_model(artifact, self._model_storage) if self._model_storage is not None else None
+        stored = self._store(artifact, self._model_storage) if self._model_storage is not None else None
 
         # The model is stored: from here on a cancel comes too late.
         self._begin(TrainingStep.BUILDING_RESULT, is_cancellable=False)
         result = stored.result if stored is not None else build_result(artifact.render(), model_path="")
         self._begin(TrainingStep.COMPLETE, is_cancellable=False)
         return result
+
+    def _train(
+        self, build_lanes: Callable[[], tuple[Lane, tuple[FoldLane, ...]]], resume_from: Path | None
+    ) -> tuple[tuple[TrainedModel, ...], tuple[FoldLane, ...]]:
+        """Train the lane and its folds; return what came of each, and the folds."""
+        while True:
+            lane, fold_lanes = build_lanes()
+            try:
+                trained = self._pipeline.train_lanes(
+                    [lane, *(fold.lane for fold in fold_lanes)],
+                    self._progress_callback,
+                    self._token,
+                    checkpoint_dir=self._checkpoint_dir,
+                    checkpoint_plan=self._checkpoint_plan,
+                    resume_from=resume_from,
+                )
+            except (NotFoundError, CorruptDataError) as error:
+                if resume_from is None or self._must_resume:
+                    raise
+                self._say(CHECKPOINT_UNUSABLE, f"training begins at the beginning: {error.message}")
+                resume_from = None
+                continue
+            return trained, fold_lanes
+
+    def _store(self, artifact: ModelArtifact, target: SaveTarget) -> StoredModel:
+        try:
+            return self._pipeline.save_model(artifact, target)
+        except OSError as error:
+            raise StorageError(
+                f"the trained model could not be stored ({error}), and nothing of it was kept; free space there and "
+                "train again"
+            ) from error
 
     def _build_folds(
         self,
@@ -339,17 +392,20 @@ class TrainingExecutor:
         if is_cancellable:
             self._check()
         logger.info("Step %d: %s", step, STEP_TITLES[step])
-        if self._step_callback is not None:
-            _tell(self._step_callback, step)
+        _tell(self._step_callback, step)
 
     def _check(self) -> None:
         raise_if_cancelled(self._token)
 
     def _warn(self, reason: str, message: str) -> None:
-        logger.warning("%s", message)
+        """Warn of what the user of the model must know: it is stored with it."""
         self._warnings.append(message)
-        if self._warning_callback is not None:
-            _tell(self._warning_callback, reason, message)
+        self._say(reason, message)
+
+    def _say(self, reason: str, message: str) -> None:
+        """Warn of what concerns this execution alone; the result is the same without it."""
+        logger.warning("%s", message)
+        _tell(self._warning_callback, reason, message)
 
     def _warn_of_input_size(self, actual: int) -> None:
         declared = self._model_config.get("input_size") or self._strategy.model.input_size
@@ -361,10 +417,15 @@ class TrainingExecutor:
 
     def _keep_checkpoint(self, error: CancellationError, trained: TrainedModel) -> None:
         if self._checkpoint_dir is not None and getattr(self._token, "save_checkpoint", False):
-            error.checkpoint_path = str(save_checkpoint(self._checkpoint_dir / CHECKPOINT_NAME, trained.checkpoint))
+            keeper = CheckpointKeeper(
+                self._checkpoint_dir, self._checkpoint_plan, every_epochs=None, clock=time.monotonic
+            )
+            error.checkpoint_path = keeper.save_stop(trained.checkpoint)
 
 
-def _tell(callback: Callable[..., None], *arguments: object) -> None:
+def _tell(callback: Callable[..., None] | None, *arguments: object) -> None:
+    if callback is None:
+        return
     try:
         callback(*arguments)
     except CancellationError:

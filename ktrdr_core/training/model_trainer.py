@@ -26,14 +26,8 @@ from ktrdr_core.evaluation.determinism import deterministic_torch
 from ktrdr_core.evaluation.metrics import balanced_accuracy, compute_loss, confusion_matrix, matthews_correlation
 from ktrdr_core.models.network import Network
 from ktrdr_core.training.batch_stride import BatchStride
-from ktrdr_core.training.checkpoint import (
-    CHECKPOINT_NAME,
-    Checkpoint,
-    find_periodic,
-    load_checkpoint,
-    save_checkpoint,
-    save_periodic,
-)
+from ktrdr_core.training.checkpoint import Checkpoint, find_periodic, load_checkpoint
+from ktrdr_core.training.checkpoint_keeper import CheckpointKeeper, CheckpointPlan
 from ktrdr_core.training.device import DeviceCapabilities
 from ktrdr_core.training.engines import EngineBuilder, build_engine
 from ktrdr_core.training.hyperparameters import Hyperparameters
@@ -116,19 +110,25 @@ class ModelTrainer:
             train: Rows to learn from.
             validation: Rows that choose the best epoch.
             checkpoint_dir: Where checkpoints go: every `checkpoint_every_epochs`, and one when the token is cancelled
-                and asks for it.
+                and asks for it. One that cannot be written is a warning.
             resume_from: A checkpoint of the same job to go on from, bit for bit.
 
         Raises:
             CancellationError: The token was cancelled.
             NonFiniteLossError: A loss became NaN or infinite; the model is not to be used.
-            CorruptDataError: `resume_from` belongs to another job.
+            NotFoundError: There is nothing at `resume_from`.
+            CorruptDataError: It is no whole checkpoint, or one of another job. The model is not to be used.
         """
         lane = Lane(model, train, validation, self._settings)
         return self.train_lanes([lane], checkpoint_dir=checkpoint_dir, resume_from=resume_from)[0]
 
     def train_lanes(
-        self, lanes: Sequence[Lane], *, checkpoint_dir: Path | None = None, resume_from: Path | None = None
+        self,
+        lanes: Sequence[Lane],
+        *,
+        checkpoint_dir: Path | None = None,
+        checkpoint_plan: CheckpointPlan | None = None,
+        resume_from: Path | None = None,
     ) -> tuple[TrainedModel, ...]:
         """Train several networks side by side, each as if it were alone; see `train`.
 
@@ -136,6 +136,7 @@ class ModelTrainer:
             lanes: At least one; their settings are the trainer's but for seed and learning rate. Progress is that of
                 the first.
             checkpoint_dir: See `train`; a checkpoint holds all lanes.
+            checkpoint_plan: What else is wanted of the checkpoints in `checkpoint_dir`.
             resume_from: See `train`; a checkpoint of the same lanes.
         """
         self._check_lanes(lanes)
@@ -150,11 +151,13 @@ class ModelTrainer:
             loop = LoopState(engine, loops, _fingerprint(lanes))
             if resume_from is not None:
                 self._resume(loop, resume_from, checkpoint_dir)
+                self._tell_again(loop, checkpoint_plan)
+            keeper = self._build_keeper(checkpoint_dir, checkpoint_plan)
             try:
-                self._run(loop, checkpoint_dir)
+                self._run(loop, keeper)
             except CancellationError as error:
-                if checkpoint_dir is not None and getattr(self._token, "save_checkpoint", False):
-                    error.checkpoint_path = str(save_checkpoint(checkpoint_dir / CHECKPOINT_NAME, loop.capture()))
+                if keeper is not None and getattr(self._token, "save_checkpoint", False):
+                    error.checkpoint_path = keeper.save_stop(loop.capture())
                 raise
             return self._results(loop)
 
@@ -176,6 +179,12 @@ class ModelTrainer:
                     f"lane {index} has other settings than the trainer; only seed and learning_rate may differ"
                 )
 
+    def _build_keeper(self, directory: Path | None, plan: CheckpointPlan | None) -> CheckpointKeeper | None:
+        if directory is None:
+            return None
+        every_epochs = self._settings.checkpoint_every_epochs
+        return CheckpointKeeper(directory, plan or CheckpointPlan(), every_epochs=every_epochs, clock=self._clock)
+
     def _limit_memory(self) -> None:
         if self._capabilities.device_type == "cuda" and self._settings.memory_fraction is not None:
             device = torch.device(self._capabilities.device)
@@ -192,27 +201,40 @@ class ModelTrainer:
                 f"{path} was taken from a {checkpoint.engine}, and this device is trained on by a "
                 f"{type(loop.engine).__name__}; go on where it was taken, or start anew"
             )
-        loop.restore(checkpoint)
+        try:
+            loop.restore(checkpoint)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise CorruptDataError(f"{path} is not a whole checkpoint: {error}") from error
         if checkpoint_dir is not None:
             loop.checkpoints = find_periodic(checkpoint_dir, before_epoch=loop.epoch)
 
-    def _run(self, loop: LoopState, checkpoint_dir: Path | None) -> None:
-        every = self._settings.checkpoint_every_epochs
+    def _tell_again(self, loop: LoopState, plan: CheckpointPlan | None) -> None:
+        """Report the epochs of the checkpoint that nobody may have heard of."""
+        if plan is None or plan.tell_epochs_after is None:
+            return
+        first = loop.lanes[0]
+        for metrics in first.history:
+            if metrics["epoch"] > plan.tell_epochs_after:
+                self._report("epoch", metrics["epoch"], first.num_batches, first.num_batches, dict(metrics), 0.0)
+
+    def _run(self, loop: LoopState, keeper: CheckpointKeeper | None) -> None:
         stride = BatchStride(self._clock)
         while not loop.is_over:
             raise_if_cancelled(self._token)
             start_s = self._clock()
             batches_before = loop.batches_done
-            self._run_epoch(loop, stride)
+            self._run_epoch(loop, stride, keeper)
             num_batches, metrics = self._finish_epoch(loop)
-            if every is not None and checkpoint_dir is not None and (loop.epoch - 1) % every == 0:
-                save_periodic(checkpoint_dir, loop.capture(), loop.checkpoints)
+            if keeper is not None:
+                keeper.after_epoch(loop.epoch - 1, loop.capture, loop.checkpoints)
             if metrics is not None:
                 batch_time = (self._clock() - start_s) / max(num_batches - batches_before, 1)
                 self._report("epoch", metrics["epoch"], num_batches, num_batches, dict(metrics), batch_time)
 
-    def _run_epoch(self, loop: LoopState, stride: BatchStride) -> None:
-        num_batches, step = loop.begin_epoch(), loop.engine.step
+    def _run_epoch(self, loop: LoopState, stride: BatchStride, keeper: CheckpointKeeper | None) -> None:
+        num_batches, step, clock = loop.begin_epoch(), loop.engine.step, self._clock
+        due_s = math.inf if keeper is None else keeper.due_within_epoch_s()
+        is_timed = due_s < math.inf
         rates = loop.rates()
         is_cancelled = self._token.is_cancelled if self._token is not None else _never
         first = loop.lanes[0]
@@ -224,6 +246,9 @@ class ModelTrainer:
             loop.batches_done += 1
             if loop.batches_done < reported_batches and stride.count_batch():
                 self._report_batch(loop, reported_batches, stride.mark_update())
+            if is_timed and clock() >= due_s and keeper is not None and loop.batches_done < num_batches:
+                keeper.save_timed(loop.capture)
+                due_s = keeper.due_within_epoch_s()
 
     def _finish_epoch(self, loop: LoopState) -> tuple[int, EpochMetrics | None]:
         """Judge and keep the epoch; return the first lane's number of batches and its metrics, None if it rested."""

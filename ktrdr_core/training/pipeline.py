@@ -50,6 +50,7 @@ from ktrdr_core.models.network_spec import NetworkSpec
 from ktrdr_core.models.registry import build_network
 from ktrdr_core.storage.artifact import ModelArtifact
 from ktrdr_core.storage.stored_model import SaveTarget, StoredModel
+from ktrdr_core.training.checkpoint_keeper import CheckpointPlan
 from ktrdr_core.training.device import DeviceManager
 from ktrdr_core.training.hyperparameters import Hyperparameters
 from ktrdr_core.training.lane import Lane
@@ -278,13 +279,16 @@ class TrainingPipeline:
         cancellation_token: CancellationToken | None = None,
         *,
         checkpoint_dir: Path | None = None,
+        checkpoint_plan: CheckpointPlan | None = None,
         resume_from: Path | None = None,
     ) -> tuple[TrainedModel, ...]:
         """Train the networks of a stack together; errors as for `train_model`."""
         settings = lanes[0].hyperparameters
         device = DeviceManager.select(enable_gpu=settings.enable_gpu, require_gpu=settings.require_gpu)
         trainer = ModelTrainer(settings, device, progress_callback, cancellation_token)
-        return trainer.train_lanes(lanes, checkpoint_dir=checkpoint_dir, resume_from=resume_from)
+        return trainer.train_lanes(
+            lanes, checkpoint_dir=checkpoint_dir, checkpoint_plan=checkpoint_plan, resume_from=resume_from
+        )
 
     def judge(
         self,

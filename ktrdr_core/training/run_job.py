@@ -10,6 +10,7 @@ from ktrdr_core.domain.progress import ProgressCallback
 from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.storage.stored_model import SaveTarget
+from ktrdr_core.training.checkpoint_keeper import SavedCallback
 from ktrdr_core.training.executor import StepCallback, TrainingExecutor, WarningCallback
 from ktrdr_core.training.preflight import preflight
 
@@ -24,7 +25,11 @@ def run_training(
     warning_callback: WarningCallback | None = None,
     cancellation_token: CancellationToken | None = None,
     checkpoint_dir: Path | None = None,
+    checkpoint_every_s: float | None = None,
+    checkpoint_callback: SavedCallback | None = None,
     resume_from: Path | None = None,
+    must_resume: bool = True,
+    tell_epochs_after: int | None = None,
 ) -> TrainingResult:
     """Check `spec`, train, store the model, and return the result.
 
@@ -37,12 +42,18 @@ def run_training(
         warning_callback: Told (reason, message) of each warning.
         cancellation_token: See TrainingExecutor.
         checkpoint_dir: Where a checkpoint goes if the token asks for one.
-        resume_from: A checkpoint of the same job to go on from.
+        checkpoint_every_s: Also keep one at most about this old, there; it changes nothing of the result.
+        checkpoint_callback: Told of each such checkpoint and of the one of a stop.
+        resume_from: A checkpoint of the same job to go on from, bit for bit.
+        must_resume: False makes one that cannot be used a warning, and training begins at the beginning.
+        tell_epochs_after: Report the epochs in `resume_from` after this one first; None reports none of them.
 
     Raises:
         InvalidInputError, NotFoundError: Bad input, refused before anything ran.
         CancellationError: The token was cancelled.
         TrainingError, ExecutionModeError: The training failed.
+        StorageError: The model could not be stored.
+        NotFoundError, CorruptDataError: `resume_from` cannot be gone on from.
     """
     raise_if_cancelled(cancellation_token)
     plan = preflight(spec, bar_store)
@@ -55,6 +66,10 @@ def run_training(
         warning_callback=warning_callback,
         bar_store=bar_store,
         checkpoint_dir=checkpoint_dir,
+        checkpoint_every_s=checkpoint_every_s,
+        checkpoint_callback=checkpoint_callback,
+        must_resume=must_resume,
+        tell_epochs_after=tell_epochs_after,
     )
     return executor.execute(
         plan.symbols,

@@ -14,6 +14,8 @@ from ktrdr.training.v1 import (
     execution_mode_pb2,
     model_type_pb2,
     progress_event_pb2,
+    retry_mode_pb2,
+    scheduling_pb2,
     training_spec_pb2,
     training_state_pb2,
     training_step_pb2,
@@ -29,6 +31,7 @@ from ktrdr_core.domain.progress import (
     TrainingStep,
     WarningDetail,
 )
+from ktrdr_core.domain.scheduling import DEFAULT_RETRIES, DEFAULT_SCHEDULING, RetryMode, Scheduling
 from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import InvalidInputError, InvalidSpecError
@@ -149,6 +152,25 @@ def spec_from_proto(message: training_spec_pb2.TrainingSpec, *, strategy_yaml: s
         raise
     except InvalidInputError as error:
         raise InvalidSpecError(error.message, violations=error.violations) from error
+
+
+def scheduling_from_proto(message: scheduling_pb2.Scheduling) -> Scheduling:
+    """Return what a message asks of the queue; unset fields are the defaults.
+
+    Raises:
+        InvalidSpecError: A field breaks a rule.
+    """
+    policy = message.retry_policy
+    retry = DEFAULT_SCHEDULING.retry
+    if policy.mode != retry_mode_pb2.RETRY_MODE_UNSPECIFIED:
+        known = retry_mode_pb2.RetryMode.DESCRIPTOR
+        retry = RetryMode[_enum_name(known, policy.mode, "RETRY_MODE_", "scheduling.retry_policy.mode")]
+    return Scheduling(
+        user=message.user,
+        priority=message.priority,
+        retry=retry,
+        max_retries=policy.max_retries if policy.HasField("max_retries") else DEFAULT_RETRIES,
+    )
 
 
 def event_from_proto(message: progress_event_pb2.ProgressEvent) -> ProgressEvent:

@@ -15,6 +15,8 @@ from ktrdr.training.v1 import (
     execution_mode_pb2,
     model_type_pb2,
     progress_event_pb2,
+    retry_mode_pb2,
+    scheduling_pb2,
     training_pb2,
     training_result_pb2,
     training_spec_pb2,
@@ -34,6 +36,7 @@ from ktrdr_core.domain.progress import (
     WarningDetail,
 )
 from ktrdr_core.domain.result import TestMetrics, TrainingMetrics, TrainingResult
+from ktrdr_core.domain.scheduling import Scheduling
 from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import InvalidSpecError
@@ -141,6 +144,18 @@ def spec_to_proto(spec: TrainingSpec) -> training_spec_pb2.TrainingSpec:
     )
     message.strategy.yaml = spec.strategy_yaml
     return message
+
+
+def scheduling_to_proto(scheduling: Scheduling) -> scheduling_pb2.Scheduling:
+    """Return the message of what is asked of the queue."""
+    return scheduling_pb2.Scheduling(
+        user=scheduling.user,
+        priority=scheduling.priority,
+        retry_policy=scheduling_pb2.RetryPolicy(
+            mode=retry_mode_pb2.RetryMode.Value(f"RETRY_MODE_{scheduling.retry.name}"),
+            max_retries=scheduling.max_retries,
+        ),
+    )
 
 
 def event_to_proto(event: ProgressEvent) -> progress_event_pb2.ProgressEvent:

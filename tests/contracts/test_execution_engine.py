@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,13 @@ from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import DrainingError, ExecutionModeError, IllegalStateError, NoSlotError
 from ktrdr_core.execution.devices import Device
 from ktrdr_core.execution.engine import EngineSession, ExecutionEngine, SessionOutcome
+from ktrdr_core.execution.found_checkpoint import find_checkpoint
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.process_group import has_live_member
 from ktrdr_core.execution.worker import Runner
+from ktrdr_core.training.checkpoint_file import LoopPosition
 from tests.kit import engine as kit
-from tests.kit.engine import build_job, build_result
+from tests.kit.engine import build_job, build_result, write_checkpoint
 from tests.kit.eventually import PATIENCE_S, eventually
 
 EngineFactory = Callable[..., ExecutionEngine]
@@ -124,7 +128,47 @@ async def test_stop_with_a_checkpoint_names_the_checkpoint(build_engine: EngineF
     await first_event(session, StepDetail)
     outcome = await session.cancel(save_checkpoint=True)
     assert outcome.state is TrainingState.STOPPED
-    assert Path(outcome.checkpoint_path).read_text() == "weights"  # noqa: ASYNC240
+    assert session.checkpoint is not None
+    assert (str(session.checkpoint.path), session.checkpoint.epoch) == (outcome.checkpoint_path, 3)
+    assert session.checkpoint == find_checkpoint(session.job.work_dir)
+
+
+@pytest.mark.parametrize("runner", [kit.keep_checkpoints, kit.finish_with_checkpoint])
+async def test_the_newest_checkpoint_is_known_while_a_session_runs_and_after_its_end(
+    build_engine: EngineFactory, tmp_path: Path, runner: Runner
+) -> None:
+    session = await build_engine(runner).start(build_job(tmp_path))
+    assert session.checkpoint is None or session.checkpoint.epoch < 3
+    await first_event(session, EpochDetail)
+    known = session.checkpoint
+    assert known is not None
+    assert known.epoch == 2
+    content = known.path.read_bytes()
+    assert (known.size_bytes, known.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    await session.cancel()
+    assert session.checkpoint == known == find_checkpoint(session.job.work_dir)
+
+
+async def test_a_session_without_checkpoints_knows_none(build_engine: EngineFactory, tmp_path: Path) -> None:
+    session = await build_engine(kit.finish).start(build_job(tmp_path))
+    await session.wait()
+    assert session.checkpoint is None
+    assert find_checkpoint(session.job.work_dir) is None
+
+
+async def test_stop_before_a_resumed_training_goes_on_keeps_the_checkpoint_it_was_to_go_on_from(
+    build_engine: EngineFactory, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "earlier.safetensors"
+    write_checkpoint(earlier, LoopPosition(epoch=5, batches_done=2))
+    session = await build_engine(kit.loop_before_training).start(replace(build_job(tmp_path), resume_from=earlier))
+    await first_event(session, StepDetail)
+    outcome = await session.cancel(save_checkpoint=True)
+    assert outcome.state is TrainingState.STOPPED
+    assert session.checkpoint is not None
+    assert (session.checkpoint.epoch, str(session.checkpoint.path)) == (4, outcome.checkpoint_path)
+    assert session.checkpoint.path.read_bytes() == earlier.read_bytes()
+    assert session.job.work_dir in session.checkpoint.path.parents
 
 
 async def test_stop_before_training_has_no_checkpoint_and_says_so(build_engine: EngineFactory, tmp_path: Path) -> None:

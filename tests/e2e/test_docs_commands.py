@@ -16,9 +16,11 @@ import pytest
 import typer.main
 from ktrdr_client import types
 from ktrdr_client.cli.app import app
+from ktrdr_client.cli.checks import Check
 from ktrdr_client.cli.exit_codes import ExitCode
 
 from ktrdr_core.domain import progress
+from ktrdr_core.domain.scheduling import Scheduling
 from tests.kit.cli import ROOT, Cli, embedded_cli
 from tests.kit.documents import fenced_blocks
 from tests.kit.eventually import PATIENCE_S
@@ -92,8 +94,8 @@ def test_every_command_stands_on_the_page(words: str) -> None:
     assert re.search(rf"`{words}[ `]", CLI_PAGE.read_text()), f"{words} is not in docs/cli.md"
 
 
-@pytest.mark.parametrize("words", ["ktrdr", "ktrdr train"])
-def test_every_option_of_train_and_every_global_one_stands_on_the_page(words: str) -> None:
+@pytest.mark.parametrize("words", ["ktrdr", "ktrdr train", "ktrdr cancel", "ktrdr show"])
+def test_every_option_of_these_commands_and_every_global_one_stands_on_the_page(words: str) -> None:
     text = CLI_PAGE.read_text()
     assert not [option for option in COMMANDS[words] if f"`{option}" not in text]
 
@@ -135,7 +137,7 @@ def test_every_exit_code_stands_on_the_page() -> None:
 
 def _row(first: str) -> list[str]:
     """Return the names in the last column of the table row that begins with a word."""
-    (row,) = re.findall(rf"^\| `{first}` \|.*$", CLI_PAGE.read_text(), re.MULTILINE)
+    (row,) = re.findall(rf"^\| `{first}`[ ,].*$", CLI_PAGE.read_text(), re.MULTILINE)
     return str(re.findall(r"`([^`]*)`", row)[-1]).split(", ")
 
 
@@ -144,7 +146,11 @@ def _row(first: str) -> list[str]:
     [
         ("training", types.Training),
         ("model", types.Model),
+        ("sessions", types.SessionRef),
+        ("queue", types.QueueStatus),
+        ("scheduling", Scheduling),
         ("trainer", types.TrainerStatus),
+        ("check", Check),
         ("config", types.BackendConfig),
         ("config_change", types.ModeChange),
         ("strategy", types.Strategy),

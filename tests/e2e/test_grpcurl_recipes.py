@@ -112,6 +112,42 @@ def test_cancel_ends_a_running_training(cli: Cli) -> None:
     assert answer["training"]["state"] == "TRAINING_STATE_CANCELLED"
 
 
+def test_events_of_a_training_are_listed(cli: Cli, training_id: str) -> None:
+    _type(cli, "StreamProgress", TRAINING_ID=training_id)
+    (answer,) = _answers(_type(cli, "ListTrainingEvents", TRAINING_ID=training_id))
+    assert [int(event["sequence"]) for event in answer["events"]] == list(range(1, len(answer["events"]) + 1))
+    assert answer["events"][-1]["state"]["state"] == "TRAINING_STATE_COMPLETED"
+
+
+def test_cancel_by_request_id_may_come_before_its_train(cli: Cli) -> None:
+    (answer,) = _answers(_type(cli, "Cancel by request_id"))
+    assert "training" not in answer
+    ran = cli.run("train", STRATEGY, "--epochs", "100000", "--request-id", "not-sent-yet", "--json")
+    assert ran.code == 4, ran.err
+    assert ran.lines[-1]["state"] == "CANCELLED"
+
+
+def test_train_with_scheduling_is_kept_with_it(cli: Cli) -> None:
+    (answer,) = _answers(_type(cli, "Train with a priority and retries"))
+    assert answer["training"]["scheduling"]["user"] == "alice"
+    shown = cli.run("show", answer["training"]["training_id"], "--json").lines[0]
+    assert shown["scheduling"] == {
+        "user": "alice",
+        "priority": 10,
+        "retry": "on_infrastructure_failure",
+        "max_retries": 2,
+    }
+    assert cli.run("watch", answer["training"]["training_id"]).code == 0
+
+
+def test_drained_trainer_is_listed_as_draining(cli: Cli) -> None:
+    trainer = cli.embedded["trainer"]
+    drained, listed = _answers(_type(cli, "Drain a trainer", TRAINER=trainer))
+    assert drained["trainer"]["is_draining"] is True
+    assert [each["is_draining"] for each in listed["trainers"]] == [True]
+    assert cli.run("trainers", "undrain", trainer).code == 0
+
+
 def test_refused_call_shows_code_sentence_reason_and_field(cli: Cli) -> None:
     ran = _type(cli, "When a call is refused")
     assert ran.returncode != 0

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import grpc
 import grpc.aio
@@ -31,10 +34,19 @@ from ktrdr_core.domain.progress import (
     TrainingStep,
 )
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import IllegalStateError, KtrdrError, NoSlotError, NotBuiltError, SessionNotFoundError
-from ktrdr_core.execution.engine import SessionJob, SessionOutcome
+from ktrdr_core.errors import (
+    CheckpointNotFoundError,
+    IllegalStateError,
+    KtrdrError,
+    NoSlotError,
+    NotBuiltError,
+    SessionNotFoundError,
+)
+from ktrdr_core.execution.engine import SessionCheckpoint, SessionJob, SessionOutcome
 from ktrdr_core.execution.resources import ResourceUsage
 from ktrdr_core.rpc.channel import open_channel
+from ktrdr_core.rpc.checkpoint_transfer import checkpoint_ref, chunks_of
+from ktrdr_core.rpc.chunks import decode_chunk
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.rpc.event_log import EventLog
 from ktrdr_core.rpc.server import add_health_and_reflection
@@ -97,6 +109,13 @@ def batch(number: int) -> ProgressEvent:
     )
 
 
+def write_checkpoint(path: Path, epoch: int, content: bytes) -> SessionCheckpoint:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return SessionCheckpoint(path=path, epoch=epoch, size_bytes=len(content), sha256=sha256)
+
+
 class FakeSession:
     """An EngineSession: RUNNING at once, then what the test says."""
 
@@ -104,6 +123,7 @@ class FakeSession:
         self.job = job
         self.pid = 1
         self.cancels: list[bool] = []
+        self.checkpoint: SessionCheckpoint | None = None
         self._engine = engine
         self._events: asyncio.Queue[ProgressEvent | None] = asyncio.Queue()
         self._outcome: asyncio.Future[SessionOutcome] = asyncio.get_running_loop().create_future()
@@ -112,6 +132,11 @@ class FakeSession:
     def emit(self, *events: ProgressEvent) -> None:
         for one in events:
             self._events.put_nowait(one)
+
+    def keep_checkpoint(self, epoch: int, content: bytes = b"weights") -> SessionCheckpoint:
+        """Write what a worker writes every so often."""
+        self.checkpoint = write_checkpoint(self.job.work_dir / f"{epoch}.safetensors", epoch, content)
+        return self.checkpoint
 
     def finish(self) -> None:
         artifact = self.job.work_dir / "artifact"
@@ -198,6 +223,7 @@ class TrainerSession:
     def __init__(self, request: trainer_service_pb2.TrainRequest) -> None:
         self.request = request
         self.log = EventLog(_keep)
+        self.checkpoint: SessionCheckpoint | None = None
 
 
 class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
@@ -217,6 +243,11 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self.num_slots = num_slots
         self.num_gpus = num_gpus
         self.refusal: Exception | None = None
+        self.trainer_id = str(uuid4())
+        self.version = metadata.version("ktrdr")
+        self.put: dict[str, bytes] = {}
+        """Content of the checkpoints that were put here, by SHA-256."""
+        self.is_silent = False
 
     @property
     def only(self) -> TrainerSession:
@@ -233,6 +264,9 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         if request.validate_only:
             return trainer_service_pb2.TrainResponse()
         self.accept_limits_s.append(context.time_remaining())
+        wanted = request.resume_from.sha256.hex()
+        if wanted and wanted not in self.put and request.session_id not in self.sessions:
+            raise CheckpointNotFoundError(f"there is no checkpoint {wanted}")
         if request.session_id in self.sessions:
             self.sessions[request.session_id].request.upload_target = request.upload_target
         else:
@@ -248,8 +282,27 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
             raise SessionNotFoundError(f"there is no session {request.session_id}")
         self.asked_after.append(request.after_sequence)
         yield trainer_service_pb2.StreamProgressResponse()
+        named = None
         async for events in session.log.watch(request.after_sequence, heartbeat_s=0.05):
-            yield trainer_service_pb2.StreamProgressResponse(events=events_to_proto(events))
+            response = trainer_service_pb2.StreamProgressResponse(events=events_to_proto(events))
+            if session.checkpoint is not named and session.checkpoint is not None:
+                named = session.checkpoint
+                response.checkpoint.CopyFrom(checkpoint_ref(named))
+            yield response
+
+    async def GetCheckpoint(self, request: Any, context: Any) -> Any:
+        checkpoint = self.sessions[request.session_id].checkpoint
+        assert checkpoint is not None
+        yield trainer_service_pb2.GetCheckpointResponse(checkpoint=checkpoint_ref(checkpoint))
+        async for chunk in chunks_of(checkpoint.path):
+            yield trainer_service_pb2.GetCheckpointResponse(chunk=chunk)
+
+    async def PutCheckpoint(self, request_iterator: Any, context: Any) -> trainer_service_pb2.PutCheckpointResponse:
+        first = await anext(request_iterator)
+        content = b"".join([decode_chunk(part.chunk, part.chunk.offset) async for part in request_iterator])
+        assert hashlib.sha256(content).digest() == first.checkpoint.sha256
+        self.put[first.checkpoint.sha256.hex()] = content
+        return trainer_service_pb2.PutCheckpointResponse()
 
     async def Cancel(self, request: Any, context: Any) -> trainer_service_pb2.CancelResponse:
         self.cancels.append((request.session_id, request.save_checkpoint))
@@ -275,7 +328,11 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         devices.append(trainer_info_pb2.Device(device_type="cpu", name="CPU"))
         free = self.num_slots - sum(not session.log.is_closed for session in self.sessions.values())
         info = trainer_info_pb2.TrainerInfo(
-            version="1", devices=devices, num_slots=self.num_slots, num_free_slots=max(free, 0)
+            version=self.version,
+            devices=devices,
+            num_slots=self.num_slots,
+            num_free_slots=max(free, 0),
+            trainer_id=self.trainer_id,
         )
         return trainer_service_pb2.GetServerInfoResponse(trainer=info)
 
@@ -326,11 +383,14 @@ class Backend:
 
         return await become(probe, what=f"state {state}")
 
-    async def until_placed(self, training_id: str) -> None:
-        async def probe() -> bool:
-            return (await self.get(training_id)).HasField("placement")
+    async def until_waiting(self, training_id: str) -> training_pb2.QueueStatus:
+        """Return where a training is in the queue once it is known what it waits for."""
 
-        await become(probe, what="placement")
+        async def probe() -> training_pb2.QueueStatus | None:
+            queue = (await self.get(training_id)).queue
+            return queue if queue.waiting_for not in ("", "its turn") else None
+
+        return await become(probe, what="a place in the queue")
 
     async def until_sequence(self, training_id: str, sequence: int) -> int:
         """Return `sequence` once it is the training's last."""
@@ -346,8 +406,12 @@ class Backend:
         request = training_service_pb2.StreamProgressRequest(training_id=training_id, after_sequence=after)
         return [response async for response in self.trainings.StreamProgress(request)]
 
-    async def cancel(self, training_id: str, *, save_checkpoint: bool = False) -> training_service_pb2.CancelResponse:
-        request = training_service_pb2.CancelRequest(training_id=training_id, save_checkpoint=save_checkpoint)
+    async def cancel(
+        self, training_id: str = "", *, save_checkpoint: bool = False, request_id: str = ""
+    ) -> training_service_pb2.CancelResponse:
+        request = training_service_pb2.CancelRequest(
+            training_id=training_id, request_id=request_id, save_checkpoint=save_checkpoint
+        )
         response: training_service_pb2.CancelResponse = await self.trainings.Cancel(request)
         return response
 

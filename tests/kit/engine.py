@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save
+
 from ktrdr_core.domain.cancellation import raise_if_cancelled
 from ktrdr_core.domain.progress import TrainingStep
 from ktrdr_core.domain.result import TrainingResult
@@ -18,8 +22,11 @@ from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import CancellationError, NonFiniteLossError
 from ktrdr_core.execution.cancel_flag import FlagToken
 from ktrdr_core.execution.engine import SessionJob
+from ktrdr_core.execution.found_checkpoint import CHECKPOINTS_NAME
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.progress_tracker import ProgressTracker
+from ktrdr_core.execution.worker import Runner
+from ktrdr_core.training.checkpoint_file import FORMAT_VERSION, STATE_KEY, LoopPosition
 from tests.kit.evaluations import make_evaluation
 
 STRATEGY = "name: engine_test\n"
@@ -140,10 +147,39 @@ def loop_until_cancelled(job: SessionJob, tracker: ProgressTracker, token: FlagT
             time.sleep(0.0005)
     except CancellationError as error:
         if token.save_checkpoint:
-            path = job.work_dir / "checkpoint.safetensors"
-            path.write_text("weights")
-            error.checkpoint_path = str(path)
+            error.checkpoint_path = str(leave_checkpoint(job, tracker, "checkpoint", epoch=3))
         raise
+
+
+def leave_checkpoint(job: SessionJob, tracker: ProgressTracker, name: str, *, epoch: int) -> Path:
+    """Write a small checkpoint of a session where a training does, and report it."""
+    position = LoopPosition(epoch=epoch + 1, batches_done=0)
+    path = job.work_dir / CHECKPOINTS_NAME / f"{name}.safetensors"
+    write_checkpoint(path, position)
+    tracker.report_checkpoint(path, position)
+    return path
+
+
+def write_checkpoint(path: Path, position: LoopPosition) -> None:
+    """Write a file that reads as a checkpoint taken at `position`."""
+    state = {"format_version": FORMAT_VERSION, "epoch": position.epoch, "batches_done": position.batches_done}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(save({"weight": np.zeros(8)}, {STATE_KEY: json.dumps(state)}))
+
+
+def keep_checkpoints(job: SessionJob, tracker: ProgressTracker, token: FlagToken) -> TrainingResult:
+    """Leave checkpoints of two epochs, then be deaf."""
+    tracker.report_step(TrainingStep.TRAINING)
+    for epoch in (1, 2):
+        leave_checkpoint(job, tracker, f"timed_{epoch}", epoch=epoch)
+    tracker.report_progress(2, 2, epoch_metrics())
+    time.sleep(600)
+    return build_result()
+
+
+def finish_with_checkpoint(job: SessionJob, tracker: ProgressTracker, token: FlagToken) -> TrainingResult:
+    leave_checkpoint(job, tracker, "timed", epoch=2)
+    return finish(job, tracker, token)
 
 
 def loop_before_training(job: SessionJob, tracker: ProgressTracker, token: FlagToken) -> TrainingResult:
@@ -206,6 +242,33 @@ def flood(job: SessionJob, tracker: ProgressTracker, token: FlagToken) -> Traini
         tracker.report_progress(epoch, 3000, epoch_metrics())
     (job.work_dir / "artifact").mkdir()
     return build_result()
+
+
+def write_for_ever(job: SessionJob, tracker: ProgressTracker, token: FlagToken) -> TrainingResult:
+    """Be in the middle of writing an artifact and a checkpoint."""
+    mark = uuid.uuid4().hex
+    for name in (f".artifact.{mark}/model.safetensors", f"{CHECKPOINTS_NAME}/.timed.safetensors.{mark}"):
+        path = job.work_dir / name
+        path.parent.mkdir()
+        path.write_bytes(b"half")
+    tracker.report_step(TrainingStep.SAVING)
+    time.sleep(600)
+    return build_result()
+
+
+def eat_memory(job: SessionJob, tracker: ProgressTracker, token: FlagToken) -> TrainingResult:
+    """Use a gigabyte, which the test's cgroup has not."""
+    print("eating", file=sys.stderr, flush=True)
+    piece = 16 * 1024 * 1024
+    return build_result(eaten=len([b"x" * piece for _ in range(2**30 // piece)]))
+
+
+async def print_outcome(directory: Path, runner: Runner) -> None:
+    """Run one session and print state, reason and message of its outcome."""
+    engine = ProcessEngine(1, runner=runner)
+    outcome = await (await engine.start(build_job(directory))).wait()
+    print(outcome.state, outcome.error_reason, outcome.message, sep="\n")
+    await engine.close()
 
 
 async def hold_session_for_ever(directory: Path) -> None:

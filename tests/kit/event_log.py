@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 from ktrdr_core.domain.progress import BatchDetail, EpochDetail, ProgressEvent, StateDetail
@@ -67,9 +67,9 @@ def state(value: TrainingState) -> ProgressEvent:
     return ProgressEvent(create_time=NOW, attempt=1, detail=StateDetail(state=value))
 
 
-async def collected(events: AsyncIterator[list[ProgressEvent]]) -> list[ProgressEvent]:
+async def collected(events: AsyncIterator[Sequence[ProgressEvent]]) -> list[ProgressEvent]:
     return [event async for batch_of in events for event in batch_of]
 
 
-def sequences(events: list[ProgressEvent]) -> list[int]:
+def sequences(events: Sequence[ProgressEvent]) -> list[int]:
     return [event.sequence for event in events if event.is_durable]

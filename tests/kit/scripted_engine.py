@@ -10,20 +10,22 @@ from pathlib import Path
 from ktrdr_core.domain.progress import ProgressDetail, ProgressEvent, StateDetail
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import NoSlotError
-from ktrdr_core.execution.engine import DEFAULT_CANCEL_REASON, SessionJob, SessionOutcome
+from ktrdr_core.execution.engine import DEFAULT_CANCEL_REASON, SessionCheckpoint, SessionJob, SessionOutcome
 from ktrdr_core.execution.resources import ResourceUsage
 from ktrdr_core.storage.artifact import load_result, write_artifact
 from tests.kit.artifacts import make_artifact
 
 
 class ScriptedSession:
-    """A session a test drives: `emit`, then `finish`, `fail` or a cancel."""
+    """A session a test drives: `emit`, then `finish`, `fail` or a cancel; with `hold_cancels`, that waits for it."""
 
     def __init__(self, job: SessionJob, engine: ScriptedEngine) -> None:
         self.job = job
         self.pid = 0
         self.is_running = True
+        self.checkpoint: SessionCheckpoint | None = None
         self.cancels: list[bool] = []
+        self.hold_cancels: asyncio.Event | None = None
         self._engine = engine
         self._events: asyncio.Queue[ProgressEvent | None] = asyncio.Queue()
         self._outcome: asyncio.Future[SessionOutcome] = asyncio.get_running_loop().create_future()
@@ -63,6 +65,8 @@ class ScriptedSession:
 
     async def cancel(self, *, save_checkpoint: bool = False, reason: str = DEFAULT_CANCEL_REASON) -> SessionOutcome:
         self.cancels.append(save_checkpoint)
+        if self.hold_cancels is not None:
+            await self.hold_cancels.wait()
         if save_checkpoint:
             path = str(self.job.work_dir / "checkpoints" / "last")
             self.end(SessionOutcome(state=TrainingState.STOPPED, message=reason, checkpoint_path=path))

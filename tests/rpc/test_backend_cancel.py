@@ -7,17 +7,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from ktrdr.training.v1 import retry_mode_pb2
 from ktrdr.training.v1 import training_state_pb2 as states
+from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
 from ktrdr_core.domain.progress import TrainingStep
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import IllegalStateError, TrainerLostError
+from ktrdr_core.errors import IllegalStateError, InvalidInputError
 from ktrdr_core.execution.engine import SessionOutcome
 from tests.kit.backend import (
     HOST,
     Backend,
     FakeTrainer,
     a_spec,
+    become,
     refusal,
     running_backend,
     running_trainer,
@@ -150,7 +153,7 @@ async def test_cancel_while_the_trainer_is_away_reaches_it_when_it_is_back(tmp_p
         await context.__aexit__(None, None, None)
 
 
-async def test_cancel_whose_trainer_is_lost_is_an_error_and_never_cancelled(tmp_path: Path) -> None:
+async def test_cancel_whose_trainer_is_lost_ends_with_its_lease_and_fences_the_session(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
     trainer.may_cancel.clear()
     async with running_trainer(trainer) as address:
@@ -158,24 +161,103 @@ async def test_cancel_whose_trainer_is_lost_is_an_error_and_never_cancelled(tmp_
         backend = await context.__aenter__()
         training_id = await backend.train(a_spec(HOST))
         await backend.until(training_id, "RUNNING")
-        cancel = asyncio.create_task(refusal(backend.cancel(training_id)))
+        cancel = asyncio.create_task(backend.cancel(training_id))
         await eventually(lambda: trainer.cancels)
     try:
-        assert isinstance(await cancel, TrainerLostError)
-        training = await backend.get(training_id)
-        assert (training.state, training.error.reason) == (states.TRAINING_STATE_FAILED, "TRAINER_LOST")
+        training = (await cancel).training
+        assert training.state == states.TRAINING_STATE_CANCELLED
+        assert f"trainer {address} was unreachable" in training.message
+        (session,) = training.sessions
+        assert (session.outcome, session.is_fenced) == ("LOST", True)
+        trainer.may_cancel.set()
+        async with running_trainer(trainer, address):  # its worker still runs, and is ended now
+            await eventually(lambda: trainer.only.log.is_closed, what="the end of the fenced session")
     finally:
         await context.__aexit__(None, None, None)
 
 
-async def test_stopping_backend_ends_local_trainings_failed_and_keeps_queued_ones(tmp_path: Path) -> None:
+async def test_cancel_while_the_trainer_does_not_answer_says_so(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    async with running_trainer(trainer) as address:
+        context = running_backend(tmp_path, trainers=(address,))
+        backend = await context.__aenter__()
+        training_id = await backend.train(a_spec(HOST))
+        await backend.until(training_id, "RUNNING")
+    try:
+
+        async def knows() -> bool:
+            (run,) = backend.app.dispatcher.runs
+            return bool(run.trainer_silence)
+
+        await become(knows, what="the silence of the trainer")
+        cancel = asyncio.create_task(backend.cancel(training_id))
+        training = await backend.until(training_id, "CANCELLING")
+        assert f"trainer {address} does not answer" in training.message
+        async with running_trainer(trainer, address):
+            await cancel
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+async def test_cancel_by_request_ends_the_training_it_made(backend: Backend) -> None:
+    training_id = await backend.train(request_id="r1")
+    await backend.until(training_id, "RUNNING")
+    answer = await backend.cancel(request_id="r1")
+    assert (answer.training.training_id, answer.training.state) == (training_id, states.TRAINING_STATE_CANCELLED)
+
+
+async def test_cancel_before_its_train_arrives_ends_the_training_as_it_arrives(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend:
+        assert not (await backend.cancel(request_id="late")).HasField("training")
+    async with running_backend(tmp_path) as backend:  # kept over a restart
+        training_id = await backend.train(request_id="late")
+        assert await backend.state(training_id) == "CANCELLED"
+        assert not backend.engine.started
+        assert await backend.train(request_id="late") == training_id
+
+
+async def test_cancel_names_exactly_one_of_training_and_request(backend: Backend) -> None:
+    assert isinstance(await refusal(backend.cancel()), InvalidInputError)
+    assert isinstance(await refusal(backend.cancel("t", request_id="r")), InvalidInputError)
+
+
+async def test_two_hundred_queued_trainings_are_cancelled_at_once(backend: Backend) -> None:
+    running = await backend.train()
+    queued = await asyncio.gather(*(backend.train() for _ in range(200)))
+    answers = await asyncio.gather(*(backend.cancel(training_id) for training_id in queued))
+    assert {answer.training.state for answer in answers} == {states.TRAINING_STATE_CANCELLED}
+    assert await backend.state(running) == "RUNNING"
+
+
+async def test_stopping_backend_stops_local_trainings_with_a_checkpoint_and_the_next_start_goes_on(
+    tmp_path: Path,
+) -> None:
     async with running_backend(tmp_path) as backend:
         running, queued = await backend.train(), await backend.train()
-        (await eventually(lambda: backend.engine.started))[0].emit(step(TrainingStep.TRAINING))
+        session = (await eventually(lambda: backend.engine.started))[0]
+        session.emit(step(TrainingStep.TRAINING))
+        session.keep_checkpoint(7)
     async with running_backend(tmp_path) as backend:
-        training = await backend.get(running)
+        training = await backend.until(running, "RUNNING")
+        assert [(each.attempt, each.outcome, each.error_reason) for each in training.sessions] == [
+            (1, "LOST", "DRAINING"),
+            (2, "", ""),
+        ]
+        assert training.sessions[1].resumed_from_epoch == 7
+        resume_from = backend.engine.started[0].job.resume_from
+        assert resume_from is not None
+        assert resume_from.read_bytes() == b"weights"
+        assert await backend.state(queued) == "QUEUED"  # it came second and stays so
+
+
+async def test_stopping_backend_fails_a_local_training_without_another_attempt(tmp_path: Path) -> None:
+    never = Scheduling(retry_policy=RetryPolicy(mode=retry_mode_pb2.RETRY_MODE_NEVER))
+    async with running_backend(tmp_path) as backend:
+        training_id = await backend.train(scheduling=never)
+        await backend.until(training_id, "RUNNING")
+    async with running_backend(tmp_path) as backend:
+        training = await backend.get(training_id)
         assert (training.state, training.error.reason) == (states.TRAINING_STATE_FAILED, "DRAINING")
-        await backend.until(queued, "RUNNING")
 
 
 async def test_a_stop_of_the_backend_goes_on_without_a_worker_that_cannot_be_ended(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from ktrdr.training.v1 import retry_mode_pb2
 from ktrdr.training.v1 import training_service_pb2 as pb
 from ktrdr.training.v1 import training_state_pb2 as states
+from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
 from ktrdr_core.domain.progress import TrainingStep
 from ktrdr_core.errors import InvalidInputError, NoSlotError, SeriesNotFoundError, TooFewBarsError, UnavailableError
@@ -96,12 +98,15 @@ async def test_broken_connection_to_the_trainer_loses_and_repeats_nothing(tmp_pa
         await context.__aexit__(None, None, None)
 
 
-async def test_lost_trainer_fails_the_training(tmp_path: Path) -> None:
+NEVER = Scheduling(retry_policy=RetryPolicy(mode=retry_mode_pb2.RETRY_MODE_NEVER))
+
+
+async def test_lost_trainer_fails_a_training_without_another_attempt(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
     async with running_trainer(trainer) as address:
         context = running_backend(tmp_path, trainers=(address,), trainer_lost_s=0.3)
         backend = await context.__aenter__()
-        training_id = await backend.train(a_spec(HOST))
+        training_id = await backend.train(a_spec(HOST), scheduling=NEVER)
         await backend.until(training_id, "RUNNING")
     try:
         last = (await backend.watch(training_id))[-1].training
@@ -111,12 +116,12 @@ async def test_lost_trainer_fails_the_training(tmp_path: Path) -> None:
         await context.__aexit__(None, None, None)
 
 
-async def test_trainer_that_forgot_the_session_fails_the_training(tmp_path: Path) -> None:
+async def test_trainer_that_forgot_the_session_loses_the_attempt(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
     async with running_trainer(trainer) as address:
         context = running_backend(tmp_path, trainers=(address,))
         backend = await context.__aenter__()
-        training_id = await backend.train(a_spec(HOST))
+        training_id = await backend.train(a_spec(HOST), scheduling=NEVER)
         await backend.until(training_id, "RUNNING")
     try:
         trainer.sessions.clear()
@@ -141,7 +146,7 @@ async def test_full_trainer_keeps_the_training_queued_until_a_slot_is_free(tmp_p
     trainer.refusal = NoSlotError("every slot is taken", retry_after_s=0.01)
     async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
         first, second = await backend.train(a_spec(HOST)), await backend.train(a_spec(HOST))
-        await backend.until_placed(first)
+        assert (await backend.until_waiting(first)).position == 1
         assert await backend.state(first) == "QUEUED"
         assert (await backend.cancel(first)).training.state == states.TRAINING_STATE_CANCELLED
         trainer.refusal = None

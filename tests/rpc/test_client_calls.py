@@ -7,21 +7,36 @@ import inspect
 import json
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.json_format import Parse
+from google.protobuf.timestamp_pb2 import Timestamp
 from ktrdr.models.v1 import model_service_pb2
 from ktrdr.trainer.v1 import trainer_service_pb2
-from ktrdr.training.v1 import training_service_pb2
-from ktrdr_client import AsyncClient, AsyncTrainerClient, Client, TrainerClient, TrainingSpec, TrainingState
+from ktrdr.training.v1 import training_pb2, training_service_pb2
+from ktrdr_client import (
+    AsyncClient,
+    AsyncTrainerClient,
+    Client,
+    RetryMode,
+    Scheduling,
+    TrainerClient,
+    TrainingSpec,
+    TrainingState,
+)
+from ktrdr_client.types import QueueStatus, TrainerDevice
 from ktrdr_client.upload_messages import main
 
 from ktrdr_core.errors import (
     FieldViolation,
+    IllegalStateError,
     InvalidSpecError,
     InvalidUploadError,
+    KtrdrError,
+    NoSlotError,
     NotFoundError,
     TrainingNotFoundError,
     UnavailableError,
@@ -30,7 +45,8 @@ from ktrdr_core.errors import (
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, decode_chunk
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
 from tests.kit.eventually import PATIENCE_S
-from tests.kit.fake_backend import FakeBackend, serving
+from tests.kit.fake_backend import FakeBackend, a_log, serving
+from tests.kit.story_backend import StoryBackend, a_training
 
 SPEC = TrainingSpec(strategy_yaml="name: fake\n", epochs=3, symbols=("EURUSD",))
 
@@ -78,6 +94,149 @@ async def test_train_carries_the_whole_spec_and_the_strategy_by_name() -> None:
     assert backend.train_requests[1].spec.strategy.WhichOneof("source") == "name"
     assert backend.train_requests[1].spec.strategy.name == "neuro"
     assert backend.train_requests[1].spec.epochs == 3
+
+
+async def test_train_carries_its_scheduling_and_reads_it_back() -> None:
+    scheduling = Scheduling(user="alice", priority=-3, retry=RetryMode.NEVER, max_retries=0)
+    backend = StoryBackend()
+    async with serving(backend) as address, AsyncClient(address) as client:
+        await client.train(SPEC, scheduling=scheduling)
+        await client.train(SPEC)
+        first, second = backend.train_requests
+        backend.trainings["t9"] = a_training("t9", scheduling=first.scheduling)
+        assert (await client.get_training("t9")).scheduling == scheduling
+    assert (first.scheduling.user, first.scheduling.priority) == ("alice", -3)
+    assert first.scheduling.retry_policy.max_retries == 0
+    assert second.scheduling.retry_policy.max_retries == Scheduling().max_retries
+
+
+async def test_full_queue_is_waited_for_as_long_as_it_says_and_told() -> None:
+    told: list[KtrdrError] = []
+    backend = FakeBackend(train_errors=[NoSlotError("the queue is full", retry_after_s=0.5)])
+    async with serving(backend) as address, AsyncClient(address, on_retry=told.append) as client:
+        begun = time.monotonic()
+        training = await client.train(SPEC)
+    assert time.monotonic() - begun >= 0.5
+    assert training.training_id == "t1"
+    assert [error.message for error in told] == ["the queue is full"]
+    assert backend.train_requests[0].request_id == backend.train_requests[1].request_id
+
+
+async def test_full_queue_that_asks_for_longer_than_the_limit_is_an_error_at_once() -> None:
+    told: list[KtrdrError] = []
+    backend = FakeBackend(train_errors=[NoSlotError("the queue is full", retry_after_s=60.0)])
+    async with serving(backend) as address, AsyncClient(address, retry_for_s=5.0, on_retry=told.append) as client:
+        with pytest.raises(NoSlotError, match="the queue is full"):
+            await client.train(SPEC)
+    assert len(backend.train_requests) == 1
+    assert told == []
+
+
+async def test_retries_of_an_unavailable_backend_are_told() -> None:
+    told: list[KtrdrError] = []
+    backend = FakeBackend(train_errors=[UnavailableError("restarting")] * 2)
+    async with serving(backend) as address, AsyncClient(address, on_retry=told.append) as client:
+        await client.train(SPEC)
+    assert [error.message for error in told] == ["restarting"] * 2
+
+
+async def test_cancel_by_request_id_answers_the_training_or_none_before_it_arrives() -> None:
+    backend = StoryBackend()
+    async with serving(backend) as address, AsyncClient(address) as client:
+        assert await client.cancel_request("early", reason="changed my mind") is None
+        await client.train(SPEC, request_id="late")
+        ended = await client.cancel_request("late", save_checkpoint=True)
+        with pytest.raises(IllegalStateError, match="CANCELLED"):
+            await client.cancel_request("late")
+    assert backend.cancelled_requests == ["early"]
+    assert ended is not None
+    assert ended.state is TrainingState.CANCELLED
+    first, second, _ = backend.cancels
+    assert (first.request_id, first.training_id, first.cancel_reason) == ("early", "", "changed my mind")
+    assert second.save_checkpoint
+
+
+async def test_events_of_a_training_are_listed_over_all_pages() -> None:
+    backend = StoryBackend(trainings={"t1": a_training("t1")}, events={"t1": a_log()})
+    async with serving(backend) as address, AsyncClient(address) as client:
+        assert [event async for event in client.list_training_events("t1")] == a_log()
+        with pytest.raises(TrainingNotFoundError):
+            await anext(client.list_training_events("t2"))
+
+        def use() -> list[int]:
+            with Client(address) as sync_client:
+                return [event.sequence for event in sync_client.list_training_events("t1")]
+
+        assert await asyncio.to_thread(use) == list(range(1, 10))
+    assert backend.page_sizes == [1000] * 6
+
+
+async def test_history_and_place_in_the_queue_of_a_training_are_read() -> None:
+    queue = training_pb2.QueueStatus(position=2, num_queued=7, waiting_for="a free slot")
+    queue.estimated_wait.FromSeconds(90)
+    lost = training_pb2.SessionRef(
+        session_id="s1",
+        attempt=1,
+        trainer="gpu-1:50052",
+        trainer_id="uuid-1",
+        reasons=["a GPU was asked for", "most free slots"],
+        start_time=Timestamp(seconds=100),
+        end_time=Timestamp(seconds=160),
+        outcome="LOST",
+        error_reason="TRAINER_LOST",
+        message="silent for 10 s",
+        is_fenced=True,
+    )
+    next_one = training_pb2.SessionRef(session_id="s2", attempt=2, trainer="local", resumed_from_epoch=40)
+    backend = StoryBackend(trainings={"t1": a_training("t1", queue=queue, sessions=[lost, next_one])})
+    async with serving(backend) as address, AsyncClient(address) as client:
+        training = await client.get_training("t1")
+    assert training.queue == QueueStatus(position=2, num_queued=7, estimated_wait_s=90.0, waiting_for="a free slot")
+    first, second = training.sessions
+    assert training.attempt == 2
+    assert (first.trainer_id, first.outcome, first.error_reason, first.is_fenced) == (
+        "uuid-1",
+        "LOST",
+        "TRAINER_LOST",
+        True,
+    )
+    assert first.reasons == ("a GPU was asked for", "most free slots")
+    assert (first.message, first.resumed_from_epoch) == ("silent for 10 s", 0)
+    assert first.start_time is not None
+    assert first.end_time is not None
+    assert (first.end_time - first.start_time).total_seconds() == 60.0
+    assert (second.end_time, second.outcome, second.resumed_from_epoch) == (None, "", 40)
+
+
+async def test_trainer_is_drained_by_address_or_identity_and_read_whole() -> None:
+    status = training_service_pb2.TrainerStatus(
+        address="gpu-1:50052",
+        trainer_id="uuid-1",
+        is_registered=True,
+        num_sessions=2,
+        python_version="3.11.7",
+        torch_version="2.13.0",
+        device_details=[
+            training_service_pb2.TrainerDevice(device_type="cuda", name="H100", memory_available_gb=79.5),
+            training_service_pb2.TrainerDevice(device_type="cpu", name="cpu"),
+        ],
+    )
+    status.silence.FromMilliseconds(1_500)
+    backend = StoryBackend(trainers=[status, training_service_pb2.TrainerStatus(address="gpu-2:50052")])
+    async with serving(backend) as address, AsyncClient(address) as client:
+        drained = await client.set_trainer_draining("uuid-1", is_draining=True)
+        undrained = await client.set_trainer_draining("gpu-1:50052", is_draining=False)
+        with pytest.raises(NotFoundError, match="no trainer nobody"):
+            await client.set_trainer_draining("nobody", is_draining=True)
+        _, silent = await client.list_trainers()
+    assert (drained.is_draining, undrained.is_draining) == (True, False)
+    assert (drained.trainer_id, drained.is_registered, drained.num_sessions) == ("uuid-1", True, 2)
+    assert (drained.silence_s, drained.python_version, drained.torch_version) == (1.5, "3.11.7", "2.13.0")
+    assert drained.device_details == (
+        TrainerDevice(device_type="cuda", name="H100", memory_available_gb=79.5),
+        TrainerDevice(device_type="cpu", name="cpu", memory_available_gb=None),
+    )
+    assert silent.silence_s is None
 
 
 async def test_unreachable_backend_is_said_within_the_retry_limit() -> None:
@@ -143,7 +302,7 @@ def test_sync_client_has_every_method_of_the_async_one_with_the_same_parameters(
     ours, theirs = _methods(synchronous), _methods(asynchronous)
     assert set(ours) == set(theirs)
     for name, method in theirs.items():
-        wanted = {key for key in inspect.signature(method).parameters if key != "on_reconnect"}
+        wanted = {key for key in inspect.signature(method).parameters if key not in ("on_reconnect", "on_connect")}
         assert set(inspect.signature(ours[name]).parameters) == wanted, name
 
 

@@ -14,7 +14,14 @@ from ktrdr_client.progress_stream import ReconnectPolicy
 
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import KtrdrError, TrainingNotFoundError, UnavailableError, UnreachableError
+from ktrdr_core.errors import (
+    IllegalStateError,
+    InvalidInputError,
+    KtrdrError,
+    TrainingNotFoundError,
+    UnavailableError,
+    UnreachableError,
+)
 from ktrdr_core.wire.to_proto import state_to_proto
 from tests.kit.fake_backend import HANG, FakeBackend, Step, a_batch, a_log, serving
 
@@ -98,6 +105,76 @@ async def test_answer_that_no_retry_can_help_is_raised_as_its_class() -> None:
         await _collect(backend)
     assert caught.value.metadata == {"training_id": "t1"}
     assert backend.after_sequences == [0]
+
+
+def _snapshot(state: TrainingState, last_sequence: int) -> training_service_pb2.StreamProgressResponse:
+    training = training_pb2.Training(training_id="t1", state=state_to_proto(state), last_sequence=last_sequence)
+    return training_service_pb2.StreamProgressResponse(training=training)
+
+
+@pytest.mark.parametrize("state", [TrainingState.RUNNING, TrainingState.COMPLETED])
+async def test_history_that_is_shorter_than_what_was_seen_is_an_error_not_a_loop(state: TrainingState) -> None:
+    """A backend that was restored from a backup: everything it will ever say is numbered below what was seen."""
+    log = a_log()
+    backend = FakeBackend(connections=[[*log[:6], UnavailableError("restarting")], [_snapshot(state, 4), *log[2:4]]])
+    with pytest.raises(
+        IllegalStateError, match=r"sequence 6 of training t1 was seen, but its history ends at 4.*again"
+    ):
+        await _collect(backend)
+    assert backend.after_sequences == [0, 6]
+
+
+async def test_refused_sequence_after_a_reconnection_says_that_history_was_lost() -> None:
+    refusal = InvalidInputError("after_sequence must be 0 to 4, was 6; give the last you saw", field="after_sequence")
+    backend = FakeBackend(connections=[[*a_log()[:6], UnavailableError("restarting")], [refusal]])
+    with pytest.raises(IllegalStateError, match="restored from an older state; watch again from the beginning"):
+        await _collect(backend)
+
+
+async def test_refused_sequence_that_the_caller_gave_is_the_services_own_answer() -> None:
+    refusal = InvalidInputError("after_sequence must be 0 to 4, was 6; give the last you saw", field="after_sequence")
+    with pytest.raises(InvalidInputError, match="must be 0 to 4, was 6"):
+        await _collect(FakeBackend(connections=[[refusal]]), after=6)
+
+
+async def test_snapshot_as_old_as_what_was_seen_goes_on() -> None:
+    log = a_log()
+    backend = FakeBackend(
+        connections=[[*log[:4], UnavailableError("restarting")], [_snapshot(TrainingState.RUNNING, 4), *log[4:]]]
+    )
+    assert _sequences(await _collect(backend)) == list(range(1, 10))
+
+
+async def test_every_loss_and_every_new_connection_is_told() -> None:
+    log = a_log()
+    told: list[str] = []
+    backend = FakeBackend(
+        connections=[
+            [*log[:2], UnavailableError("restarting")],
+            [UnavailableError("still restarting")],
+            [training_service_pb2.StreamProgressResponse(), *log[2:4], UnavailableError("again")],
+            log[4:],
+        ]
+    )
+    async with serving(backend) as address, AsyncClient(address, reconnect=QUICK) as client:
+        events = client.stream_progress(
+            "t1", on_reconnect=lambda problem: told.append(problem.message), on_connect=lambda: told.append("connected")
+        )
+        assert _sequences([event async for event in events]) == list(range(1, 10))
+    assert told == ["connected", "restarting", "still restarting", "connected", "again", "connected"]
+
+
+async def test_long_outage_is_told_at_every_try_and_outlived() -> None:
+    """The limit is on silence since the last response, and a service that is down for most of it is waited for."""
+    log = a_log()
+    told: list[KtrdrError] = []
+    outage: list[Sequence[Step]] = [[UnavailableError("down")]] * 40
+    backend = FakeBackend(connections=[[*log[:4], UnavailableError("down")], *outage, log[4:]])
+    async with serving(backend) as address, AsyncClient(address, reconnect=QUICK) as client:
+        events = [event async for event in client.stream_progress("t1", on_reconnect=told.append)]
+    assert _sequences(events) == list(range(1, 10))
+    assert len(told) == 41
+    assert set(backend.after_sequences[1:]) == {4}
 
 
 async def test_stream_gives_up_after_the_limit_and_says_so() -> None:

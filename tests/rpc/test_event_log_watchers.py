@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
 
-from ktrdr_core.domain.progress import ProgressEvent
+import grpc
+import grpc.aio
+from ktrdr.training.v1 import training_service_pb2 as pb
+
+from ktrdr_core.domain.progress import ProgressEvent, WarningDetail
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.rpc.event_log import THROTTLE_S, EventLog
-from tests.kit.event_log import Shelf, batch, collected, epoch, sequences, state
+from ktrdr_core.wire.to_proto import events_to_proto
+from tests.kit.event_log import NOW, Shelf, batch, collected, epoch, sequences, state
+from tests.kit.grpc_server import channel_to
+
+NUM_EVENTS = 10_000
+EVENT_BYTES = 4_000
+WINDOW_BYTES = 6 << 20  # what the two ends of a connection may hold between them; the log has seven times as much
 
 
 async def test_a_watcher_that_breaks_off_anywhere_resumes_exactly_there() -> None:
@@ -53,7 +66,7 @@ async def test_a_quiet_log_beats() -> None:
     begin = time.monotonic()
     watching = log.watch(heartbeat_s=0.02)
 
-    assert [await anext(watching) for _ in range(3)] == [[], [], []]
+    assert [await anext(watching) for _ in range(3)] == [(), (), ()]
     assert time.monotonic() - begin >= 0.06
 
 
@@ -79,3 +92,51 @@ async def test_a_thousand_watchers_all_see_everything() -> None:
     await log.append(state(TrainingState.COMPLETED))
 
     assert all(sequences(seen) == [1, 2, 3, 4, 5, 6] for seen in await asyncio.gather(*watchers))
+
+
+class Watching:
+    """Serves a log and counts the bytes each watcher was sent."""
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+        self.sent: Counter[bytes] = Counter()
+
+    async def stream(self, name: bytes, context: Any) -> AsyncIterator[bytes]:
+        async for events in self.log.watch():
+            message = pb.StreamProgressResponse(events=events_to_proto(events)).SerializeToString()
+            self.sent[name] += len(message)
+            yield message
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        stream: grpc.RpcMethodHandler[Any, Any] = grpc.unary_stream_rpc_method_handler(self.stream)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Log", {"Watch": stream}),))
+
+
+async def _keep_nothing(event: ProgressEvent) -> None:
+    """Store nothing: the log is what is measured."""
+
+
+async def test_a_connection_that_is_never_read_holds_no_more_than_its_window_and_nobody_up() -> None:
+    serving = Watching(EventLog(_keep_nothing))
+    async with channel_to(serving.add_to) as channel, channel_to(serving.add_to) as other_channel:
+        watch: Any = channel.unary_stream("/test.Log/Watch")
+        watch_beside: Any = other_channel.unary_stream("/test.Log/Watch")
+        stuck, reading = watch(b"stuck"), watch_beside(b"reading")
+        await stuck.wait_for_connection()
+        detail = WarningDetail(reason="LONG", message="x" * EVENT_BYTES)
+
+        async def feed() -> None:
+            for _ in range(NUM_EVENTS - 1):
+                await serving.log.append(ProgressEvent(create_time=NOW, attempt=1, detail=detail))
+            await serving.log.append(state(TrainingState.COMPLETED))
+
+        feeding = asyncio.create_task(feed())
+        seen: list[int] = []
+        async for message in reading:
+            seen += [event.sequence for event in pb.StreamProgressResponse.FromString(message).events]
+        await feeding
+        stuck.cancel()
+
+    assert seen == list(range(1, NUM_EVENTS + 1))
+    assert serving.sent[b"reading"] > NUM_EVENTS * EVENT_BYTES
+    assert 0 < serving.sent[b"stuck"] < WINDOW_BYTES

@@ -29,9 +29,11 @@ from ktrdr_core.rpc.server import create_server
 from tests.kit.builders import strategy_text, write_bars_csv
 from tests.kit.eventually import PATIENCE_S
 from tests.kit.scripted_engine import ScriptedEngine
+from trainer_service.checkpoint_store import CheckpointStore
 from trainer_service.orchestrator import HostTrainingOrchestrator
 from trainer_service.server_info import ServerInfo
 from trainer_service.servicer import TrainerServicer
+from trainer_service.session_starter import SessionStarter
 
 grpc_max_workers = 8
 
@@ -104,13 +106,24 @@ def grpc_servicer(engine: ScriptedEngine, tmp_path_factory: pytest.TempPathFacto
     async def no_devices() -> list[Device]:
         return []
 
-    orchestrator = HostTrainingOrchestrator(
+    state_dir = tmp_path_factory.mktemp("state")
+    checkpoints = CheckpointStore(state_dir / "checkpoints")
+    starter = SessionStarter(
         engine=engine,
         bar_store=DirectoryBarStore(bars_dir),
         bars_dir=bars_dir,
-        sessions_dir=tmp_path_factory.mktemp("sessions"),
+        sessions_dir=state_dir / "sessions",
+        checkpoints=checkpoints,
     )
-    info = ServerInfo(engine, start_time=datetime.now(UTC), unavailable_reason="", probe=no_devices)
+    orchestrator = HostTrainingOrchestrator(engine=engine, starter=starter, checkpoints=checkpoints)
+    info = ServerInfo(
+        engine,
+        trainer_id="t",
+        state_dir=state_dir,
+        start_time=datetime.now(UTC),
+        unavailable_reason="",
+        probe=no_devices,
+    )
     return TrainerServicer(orchestrator, info)
 
 

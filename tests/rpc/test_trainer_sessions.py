@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from datetime import UTC
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from ktrdr.trainer.v1 import session_pb2, trainer_service_pb2_grpc
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
+from ktrdr.trainer.v1 import trainer_service_pb2_grpc
 from ktrdr.training.v1 import training_state_pb2 as states
 
 from ktrdr_core.domain.progress import BatchDetail, EpochDetail, StepDetail, TrainingStep
@@ -30,17 +34,18 @@ from ktrdr_core.errors import (
     SeriesNotFoundError,
     SessionNotFoundError,
     TrainingNotFoundError,
+    VersionSkewError,
 )
-from ktrdr_core.execution.devices import Device
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
-from tests.kit.builders import strategy_text, write_bars_csv
+from ktrdr_core.training.checkpoint_file import LoopPosition
+from tests.kit.engine import write_checkpoint
 from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.grpc_server import serving
 from tests.kit.model_sink import ModelSink
-from tests.kit.scripted_engine import ScriptedEngine, ScriptedSession
+from tests.kit.scripted_engine import ScriptedEngine
+from tests.kit.trainer_house import House, house, one_cpu, refusal, train_request
 from trainer_service.app import TrainerApp
-from trainer_service.settings import TrainerSettings
 
 EPOCH = EpochDetail(
     epoch=1,
@@ -54,82 +59,10 @@ EPOCH = EpochDetail(
 )
 
 
-class House:
-    """A trainer with a scripted engine, and a stub to it."""
-
-    def __init__(
-        self,
-        app: TrainerApp,
-        engine: ScriptedEngine,
-        stub: trainer_service_pb2_grpc.TrainerServiceAsyncStub,
-        channel: grpc.aio.Channel,
-    ) -> None:
-        self.app = app
-        self.engine = engine
-        self.stub = stub
-        self.channel = channel
-
-    async def train(self, session_id: str = "s1", **fields: Any) -> session_pb2.Session:
-        return (await self.stub.Train(request(session_id, **fields))).session
-
-    async def session(self, session_id: str = "s1") -> session_pb2.Session:
-        return (await self.stub.GetSession(pb.GetSessionRequest(session_id=session_id))).session
-
-    async def until(self, state: states.TrainingState.ValueType, session_id: str = "s1") -> session_pb2.Session:
-        async def reached() -> bool:
-            return (await self.session(session_id)).state == state
-
-        await eventually(reached, what=states.TrainingState.Name(state))
-        return await self.session(session_id)
-
-    async def watch(self, session_id: str = "s1", after: int = 0) -> list[pb.StreamProgressResponse]:
-        call = self.stub.StreamProgress(pb.StreamProgressRequest(session_id=session_id, after_sequence=after))
-        return [answer async for answer in call]
-
-    @property
-    def worker(self) -> ScriptedSession:
-        return self.engine.sessions[-1]
-
-
-def request(session_id: str = "s1", **fields: Any) -> pb.TrainRequest:
-    message = pb.TrainRequest(session_id=session_id, training_id="t1", attempt=1)
-    message.spec.strategy.yaml = strategy_text()
-    for name, value in fields.items():
-        setattr(message if hasattr(message, name) else message.spec, name, value)
-    return message
-
-
-async def one_cpu() -> list[Device]:
-    return [Device(device_type="cpu", name="CPU", memory_available_gb=8.0, supports_mixed_precision=False)]
-
-
-@asynccontextmanager
-async def house(tmp_path: Path, *, slots: int = 2) -> AsyncIterator[House]:
-    bars_dir = tmp_path / "bars"
-    if not bars_dir.exists():
-        bars_dir.mkdir()
-        write_bars_csv(bars_dir, n=3_000)
-    engine = ScriptedEngine(slots)
-    settings = TrainerSettings(port=0, data_dir=tmp_path / "state", bars_dir=bars_dir, slots=slots)
-    app = TrainerApp(settings, engine=engine, probe=one_cpu)
-    await app.start()
-    try:
-        async with open_channel(f"127.0.0.1:{app.port}") as channel:
-            yield House(app, engine, trainer_service_pb2_grpc.TrainerServiceStub(channel), channel)
-    finally:
-        await app.stop(0)
-
-
 @pytest.fixture
 async def trainer(tmp_path: Path) -> AsyncIterator[House]:
     async with house(tmp_path) as found:
         yield found
-
-
-async def refusal(call: Any) -> KtrdrError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return from_rpc_error(caught.value)
 
 
 async def test_a_session_streams_from_its_first_state_to_its_last(trainer: House) -> None:
@@ -224,7 +157,7 @@ async def test_the_same_order_twice_is_one_session(trainer: House) -> None:
 async def test_an_id_with_other_content_is_refused(trainer: House, change: dict[str, Any]) -> None:
     await trainer.train()
 
-    error = await refusal(trainer.stub.Train(request(**change)))
+    error = await refusal(trainer.stub.Train(train_request(**change)))
 
     assert isinstance(error, AlreadyExistsError)
     assert len(trainer.engine.sessions) == 1
@@ -243,7 +176,7 @@ async def test_an_id_with_other_content_is_refused(trainer: House, change: dict[
 async def test_bad_input_is_refused_at_the_door_and_leaves_nothing(
     trainer: House, tmp_path: Path, change: dict[str, Any], cls: type[KtrdrError]
 ) -> None:
-    message = request()
+    message = train_request()
     for name, value in change.items():
         if isinstance(value, list):
             getattr(message.spec, name).extend(value)
@@ -258,16 +191,61 @@ async def test_bad_input_is_refused_at_the_door_and_leaves_nothing(
 
 
 async def test_validate_only_checks_against_the_bars_here_and_starts_nothing(trainer: House) -> None:
-    accepted = await trainer.stub.Train(request("", validate_only=True))
+    accepted = await trainer.stub.Train(train_request("", validate_only=True))
     assert not accepted.HasField("session")
-    unknown = request("", validate_only=True)
+    unknown = train_request("", validate_only=True)
     unknown.spec.symbols.append("XAUUSD")
     assert isinstance(await refusal(trainer.stub.Train(unknown)), SeriesNotFoundError)
     assert len((await trainer.stub.ListSessions(pb.ListSessionsRequest())).sessions) == 0
 
 
+async def test_a_backend_of_another_version_is_refused_and_both_are_named(trainer: House) -> None:
+    mine = metadata.version("ktrdr")
+    major, minor, *_ = mine.split(".")
+
+    error = await refusal(trainer.stub.Train(train_request(backend_version="99.0.0")))
+
+    assert isinstance(error, VersionSkewError)
+    assert error.metadata == {"backend_version": "99.0.0", "trainer_version": mine}
+    assert trainer.engine.sessions == []
+    await trainer.train(backend_version=f"{major}.{minor}.99")
+
+
+async def test_a_backend_that_was_upgraded_still_finds_its_session(trainer: House) -> None:
+    await trainer.train(backend_version=metadata.version("ktrdr"))
+
+    assert (await trainer.train(backend_version="99.0.0")).session_id == "s1"
+
+
+async def test_a_train_that_comes_after_its_cancel_starts_nothing(trainer: House) -> None:
+    assert isinstance(await refusal(trainer.stub.Cancel(pb.CancelRequest(session_id="s1"))), SessionNotFoundError)
+
+    error = await refusal(trainer.stub.Train(train_request("s1")))
+
+    assert isinstance(error, IllegalStateError)
+    assert error.metadata["state"] == "CANCELLED"
+    assert trainer.engine.sessions == []
+    await trainer.train("s2")
+
+
+async def test_a_cancel_while_a_session_is_being_accepted_ends_it(trainer: House) -> None:
+    trainer.engine.hold_starts = asyncio.Event()
+    training = asyncio.create_task(trainer.train())
+    await eventually(lambda: trainer.engine.num_waiting == 1)
+    cancelling = asyncio.ensure_future(trainer.stub.Cancel(pb.CancelRequest(session_id="s1")))
+    # The cancel has reached the trainer once a call made after it is answered.
+    await trainer.stub.ListSessions(pb.ListSessionsRequest())
+    assert not cancelling.done()
+
+    trainer.engine.hold_starts.set()
+
+    assert (await cancelling).session.state == states.TRAINING_STATE_CANCELLED
+    await training
+    assert trainer.worker.cancels == [False]
+
+
 async def test_a_malformed_strategy_names_the_place(trainer: House) -> None:
-    message = request()
+    message = train_request()
     message.spec.strategy.yaml = "name: x\nfuzy_sets: {}\n"
 
     error = await refusal(trainer.stub.Train(message))
@@ -279,7 +257,7 @@ async def test_a_malformed_strategy_names_the_place(trainer: House) -> None:
 async def test_full_slots_say_when_to_retry_and_a_free_one_is_used(tmp_path: Path) -> None:
     async with house(tmp_path, slots=1) as trainer:
         answers = await asyncio.gather(
-            *(trainer.stub.Train(request(f"s{number}")) for number in range(8)), return_exceptions=True
+            *(trainer.stub.Train(train_request(f"s{number}")) for number in range(8)), return_exceptions=True
         )
         refused = [from_rpc_error(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
 
@@ -451,7 +429,7 @@ async def test_draining_refuses_new_sessions_and_lets_running_ones_end(trainer: 
         return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
 
     await eventually(is_draining)
-    assert isinstance(await refusal(trainer.stub.Train(request("late"))), DrainingError)
+    assert isinstance(await refusal(trainer.stub.Train(train_request("late"))), DrainingError)
     watching = asyncio.create_task(trainer.watch())
     trainer.worker.finish()
     answers = await watching
@@ -460,7 +438,7 @@ async def test_draining_refuses_new_sessions_and_lets_running_ones_end(trainer: 
     assert answers[-1].session.state == states.TRAINING_STATE_COMPLETED
 
 
-async def test_a_drain_that_takes_too_long_fails_what_runs_as_lost(trainer: House) -> None:
+async def test_a_drain_that_takes_too_long_stops_what_runs_with_a_checkpoint(trainer: House) -> None:
     await trainer.train()
     watching = asyncio.create_task(trainer.watch())
     await eventually(lambda: trainer.engine.running)
@@ -468,7 +446,8 @@ async def test_a_drain_that_takes_too_long_fails_what_runs_as_lost(trainer: Hous
     await trainer.app.stop(0.05)
 
     last = (await watching)[-1].session
-    assert (last.state, last.error.reason) == (states.TRAINING_STATE_FAILED, "TRAINER_LOST")
+    assert (last.state, last.error.reason) == (states.TRAINING_STATE_FAILED, "DRAINING")
+    assert trainer.worker.cancels == [True]
 
 
 async def test_a_second_signal_ends_the_drain_at_once(trainer: House) -> None:
@@ -479,6 +458,9 @@ async def test_a_second_signal_ends_the_drain_at_once(trainer: House) -> None:
     await asyncio.wait_for(stopping, PATIENCE_S)
 
     assert trainer.engine.running == []
+    assert trainer.worker.cancels == [False]
+    summary = trainer.app.orchestrator.session("s1").log.summary
+    assert (summary.state, summary.error_reason) == (TrainingState.FAILED, "DRAINING")
 
 
 async def test_a_watcher_of_an_upload_is_told_to_reconnect_when_the_trainer_stops(trainer: House) -> None:
@@ -545,6 +527,9 @@ async def test_the_server_tells_what_it_is_and_has(trainer: House) -> None:
     assert info.version
     assert info.python_version
     assert info.HasField("start_time")
+    assert str(UUID(info.trainer_id)) == info.trainer_id
+    assert abs(info.current_time.ToDatetime(UTC).timestamp() - time.time()) < PATIENCE_S
+    assert info.disk_free_bytes > 0
 
 
 async def test_a_session_that_ended_long_ago_is_forgotten_but_an_only_copy_stays(tmp_path: Path) -> None:
@@ -591,3 +576,32 @@ async def test_a_full_disk_is_waited_out_and_the_end_is_not_lost(
 
 async def test_the_engine_is_warmed_up_beside_the_start(trainer: House) -> None:
     await eventually(lambda: trainer.engine.num_warm_ups == 1)
+
+
+@pytest.mark.parametrize(("save_checkpoint", "state"), [(True, "STOPPED"), (False, "CANCELLED")])
+async def test_a_restart_in_the_middle_of_a_stop_keeps_the_checkpoint_that_was_asked_for(
+    tmp_path: Path, save_checkpoint: bool, state: str
+) -> None:
+    async with house(tmp_path) as trainer:
+        await trainer.train()
+        await trainer.until(states.TRAINING_STATE_RUNNING)
+        copy = tmp_path / "killed"
+        path = trainer.worker.job.work_dir / "checkpoints" / "checkpoint.safetensors"
+        write_checkpoint(path, LoopPosition(epoch=6, batches_done=0))
+        trainer.worker.hold_cancels = asyncio.Event()
+        cancelling = asyncio.ensure_future(
+            trainer.stub.Cancel(pb.CancelRequest(session_id="s1", save_checkpoint=save_checkpoint))
+        )
+        await trainer.until(states.TRAINING_STATE_CANCELLING)
+        shutil.copytree(tmp_path / "state", copy / "state")  # what a killed trainer leaves
+        shutil.copytree(tmp_path / "bars", copy / "bars")
+        trainer.worker.hold_cancels.set()
+        await cancelling
+    async with house(copy) as trainer:
+        session = await trainer.until(states.TrainingState.Value(f"TRAINING_STATE_{state}"))
+
+    assert session.HasField("checkpoint") == save_checkpoint
+    assert session.checkpoint_path == (str(copy / path.relative_to(tmp_path)) if save_checkpoint else "")
+    if save_checkpoint:
+        assert session.checkpoint.epoch == 5
+        assert "checkpoint of epoch 5" in session.message

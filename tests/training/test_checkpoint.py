@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from ktrdr_core.errors import CancellationError, CorruptDataError, NotFoundError
-from ktrdr_core.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from ktrdr_core.training.checkpoint import load_checkpoint, save_checkpoint
+from ktrdr_core.training.checkpoint_file import CHECKPOINT_NAME
 from ktrdr_core.training.eager_engine import EagerEngine
 from ktrdr_core.training.engines import EngineBuilder, build_engine
 from ktrdr_core.training.lane import Lane

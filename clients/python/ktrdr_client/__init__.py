@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ktrdr_client.sync_client import Client, TrainerClient
     from ktrdr_client.trainer_client import AsyncTrainerClient
     from ktrdr_core.domain.progress import ProgressEvent
+    from ktrdr_core.domain.scheduling import RetryMode, Scheduling
     from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
     from ktrdr_core.domain.states import TrainingState
     from ktrdr_core.errors import KtrdrError
@@ -25,6 +26,8 @@ __all__ = [
     "ExecutionMode",
     "KtrdrError",
     "ProgressEvent",
+    "RetryMode",
+    "Scheduling",
     "TrainerClient",
     "TrainingSpec",
     "TrainingState",
@@ -38,6 +41,8 @@ _HOMES = {
     "ExecutionMode": "ktrdr_core.domain.spec",
     "KtrdrError": "ktrdr_core.errors",
     "ProgressEvent": "ktrdr_core.domain.progress",
+    "RetryMode": "ktrdr_core.domain.scheduling",
+    "Scheduling": "ktrdr_core.domain.scheduling",
     "TrainerClient": "ktrdr_client.sync_client",
     "TrainingSpec": "ktrdr_core.domain.spec",
     "TrainingState": "ktrdr_core.domain.states",

@@ -26,6 +26,7 @@ from ktrdr_client.types import (
     UploadStatus,
 )
 from ktrdr_core.domain.progress import ProgressEvent
+from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import CorruptDataError, KtrdrError, UnavailableError, UploadNotFoundError
@@ -34,9 +35,11 @@ from ktrdr_core.rpc.chunks import decode_chunk
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.rpc.send_upload import send_upload
 from ktrdr_core.rpc.upload import UploadPlan
-from ktrdr_core.wire.to_proto import mode_to_proto, spec_to_proto, state_to_proto
+from ktrdr_core.wire.from_proto import event_from_proto
+from ktrdr_core.wire.to_proto import mode_to_proto, scheduling_to_proto, spec_to_proto, state_to_proto
 
 _PAGE_SIZE = 200
+_EVENTS_PAGE_SIZE = 1_000
 _CANCEL_TIMEOUT_S = 120.0  # save_checkpoint waits for the batch in progress and for the file
 _UPLOAD_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
 
@@ -49,8 +52,10 @@ class AsyncClient:
     Args:
         address: host:port of the backend.
         timeout_s: Deadline of each unary call.
-        retry_for_s: How long Train is retried on UNAVAILABLE; safe, it carries a request_id.
+        retry_for_s: How long Train is retried while the backend is unavailable or its queue full; safe, it carries a
+            request_id.
         reconnect: When a progress stream is opened again and when it is given up.
+        on_retry: Called with the reason before Train is tried again.
     """
 
     def __init__(
@@ -60,10 +65,12 @@ class AsyncClient:
         timeout_s: float = 10.0,
         retry_for_s: float = 5.0,
         reconnect: ReconnectPolicy | None = None,
+        on_retry: Callable[[KtrdrError], None] | None = None,
     ) -> None:
         self.address = address
         self._timeout_s = timeout_s
         self._retry_for_s = retry_for_s
+        self._on_retry = on_retry
         self._reconnect = reconnect or ReconnectPolicy()
         self._channel = open_channel(address)
         self._trainings = training_service_pb2_grpc.TrainingServiceStub(self._channel)
@@ -90,6 +97,7 @@ class AsyncClient:
         strategy_name: str | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
+        scheduling: Scheduling = DEFAULT_SCHEDULING,
     ) -> Training:
         """Ask for a training and return it, QUEUED.
 
@@ -98,15 +106,24 @@ class AsyncClient:
             strategy_name: Train the backend's strategy of this name instead of `spec.strategy_yaml`.
             request_id: Idempotency key; None makes a new one, so that retries never start a second training.
             validate_only: Only validate; the answer has the normalised spec and no id.
+            scheduling: Whose training it is, how urgent, and what becomes of it when its trainer is lost.
         """
         message = spec_to_proto(spec)
         if strategy_name is not None:
             message.strategy.CopyFrom(strategy_source_pb2.StrategySource(name=strategy_name))
         request = training_service_pb2.TrainRequest(
-            spec=message, request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
+            spec=message,
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+            scheduling=scheduling_to_proto(scheduling),
         )
         response = await call_unary(
-            self._trainings.Train, request, timeout_s=max(self._timeout_s, 30.0), retry_for_s=self._retry_for_s
+            self._trainings.Train,
+            request,
+            timeout_s=max(self._timeout_s, 30.0),
+            retry_for_s=self._retry_for_s,
+            waits_for_slot=True,
+            on_retry=self._on_retry,
         )
         return decode.training(response.training)
 
@@ -118,10 +135,40 @@ class AsyncClient:
         response = await call_unary(self._trainings.Cancel, request, timeout_s=_CANCEL_TIMEOUT_S)
         return decode.training(response.training)
 
-    async def get_training(self, training_id: str) -> Training:
-        """Return one training as it is now."""
+    async def cancel_request(
+        self, request_id: str, *, save_checkpoint: bool = False, reason: str = "", retry_for_s: float = 0.0
+    ) -> Training | None:
+        """End the training of a Train by its request_id, also one that has not arrived yet.
+
+        Args:
+            request_id: What Train was, or will be, given.
+            save_checkpoint: Stop at the next batch and keep a checkpoint.
+            reason: Why, for the record.
+            retry_for_s: How long an unavailable backend is asked again.
+
+        Returns:
+            The training in its terminal state; None if no such Train has arrived: it will be CANCELLED as it arrives,
+            within a day.
+        """
+        request = training_service_pb2.CancelRequest(
+            request_id=request_id, save_checkpoint=save_checkpoint, cancel_reason=reason
+        )
+        response = await call_unary(
+            self._trainings.Cancel, request, timeout_s=_CANCEL_TIMEOUT_S, retry_for_s=retry_for_s
+        )
+        return decode.training(response.training) if response.HasField("training") else None
+
+    async def get_training(self, training_id: str, *, retry_for_s: float = 0.0) -> Training:
+        """Return one training as it is now.
+
+        Args:
+            training_id: The training.
+            retry_for_s: How long an unavailable backend is asked again.
+        """
         request = training_service_pb2.GetTrainingRequest(training_id=training_id)
-        response = await call_unary(self._trainings.GetTraining, request, timeout_s=self._timeout_s)
+        response = await call_unary(
+            self._trainings.GetTraining, request, timeout_s=self._timeout_s, retry_for_s=retry_for_s
+        )
         return decode.training(response.training)
 
     async def list_trainings(
@@ -150,6 +197,24 @@ class AsyncClient:
                 break
         return found
 
+    async def list_training_events(self, training_id: str) -> AsyncIterator[ProgressEvent]:
+        """Yield the durable events of a training, oldest first: its whole history up to now.
+
+        Raises:
+            TrainingNotFoundError: No such training.
+        """
+        token = ""
+        while True:
+            request = training_service_pb2.ListTrainingEventsRequest(
+                training_id=training_id, page_size=_EVENTS_PAGE_SIZE, page_token=token
+            )
+            response = await call_unary(self._trainings.ListTrainingEvents, request, timeout_s=self._timeout_s)
+            for message in response.events:
+                yield event_from_proto(message)
+            token = response.next_page_token
+            if not token:
+                return
+
     async def delete_training(self, training_id: str) -> None:
         """Delete the record of an ended training; its model stays."""
         request = training_service_pb2.DeleteTrainingRequest(training_id=training_id)
@@ -161,6 +226,7 @@ class AsyncClient:
         after_sequence: int = 0,
         *,
         on_reconnect: Callable[[KtrdrError], None] | None = None,
+        on_connect: Callable[[], None] | None = None,
     ) -> AsyncIterator[ProgressEvent]:
         """Yield the training's events after `after_sequence`, up to and with its terminal one.
 
@@ -169,10 +235,13 @@ class AsyncClient:
         Args:
             training_id: The training.
             after_sequence: Last sequence already seen; 0 yields everything.
-            on_reconnect: Called with the reason each time the connection is lost.
+            on_reconnect: Called with the reason each time the connection is lost, and each time it cannot be made.
+            on_connect: Called when the first response of each connection arrives.
 
         Raises:
             TrainingNotFoundError: No such training.
+            IllegalStateError: The training's history ends before `after_sequence`, or before what was seen: the backend
+                was restored from an older state.
             UnreachableError: Nothing was heard for `reconnect.give_up_after_s`.
         """
 
@@ -199,13 +268,14 @@ class AsyncClient:
             policy=self._reconnect,
             what=f"training {training_id}",
             on_reconnect=on_reconnect,
+            on_connect=on_connect,
         )
 
     async def wait(self, training_id: str) -> Training:
         """Return the training once it has ended."""
         async for _ in self.stream_progress(training_id):
             pass
-        return await self.get_training(training_id)
+        return await self.get_training(training_id, retry_for_s=self._reconnect.give_up_after_s)
 
     # Configuration
 
@@ -228,6 +298,20 @@ class AsyncClient:
             self._trainings.ListTrainers, training_service_pb2.ListTrainersRequest(), timeout_s=self._timeout_s
         )
         return [decode.trainer_status(each) for each in response.trainers]
+
+    async def set_trainer_draining(self, trainer: str, *, is_draining: bool) -> TrainerStatus:
+        """Let a trainer get no new sessions (those it has go on), or end that; kept across restarts of the backend.
+
+        Args:
+            trainer: Address or identity.
+            is_draining: True drains, False ends that.
+
+        Raises:
+            NotFoundError: The backend knows no such trainer.
+        """
+        request = training_service_pb2.SetTrainerDrainingRequest(trainer=trainer, is_draining=is_draining)
+        response = await call_unary(self._trainings.SetTrainerDraining, request, timeout_s=self._timeout_s)
+        return decode.trainer_status(response.trainer)
 
     async def list_strategies(self) -> list[Strategy]:
         """Return the strategies of the backend's directory, by name."""

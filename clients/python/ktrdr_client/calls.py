@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import grpc
 
-from ktrdr_core.errors import UnavailableError
+from ktrdr_core.errors import KtrdrError, NoSlotError, UnavailableError
 from ktrdr_core.rpc.errors import from_rpc_error
 
 Request_contra = TypeVar("Request_contra", contravariant=True)
@@ -29,7 +29,13 @@ class UnaryMethod(Protocol[Request_contra, Response_co]):
 
 
 async def call_unary(
-    method: UnaryMethod[Request, Response], request: Request, *, timeout_s: float, retry_for_s: float = 0.0
+    method: UnaryMethod[Request, Response],
+    request: Request,
+    *,
+    timeout_s: float,
+    retry_for_s: float = 0.0,
+    waits_for_slot: bool = False,
+    on_retry: Callable[[KtrdrError], None] | None = None,
 ) -> Response:
     """Call with a deadline; retry what may be retried.
 
@@ -38,6 +44,9 @@ async def call_unary(
         request: The request; must be safe to send again if `retry_for_s` is above 0.
         timeout_s: Deadline of each try.
         retry_for_s: How long UNAVAILABLE and a missed deadline are retried, with exponential backoff and jitter.
+        waits_for_slot: Retry NoSlotError too, each time after the pause the service asked for, unless that is past
+            `retry_for_s`.
+        on_retry: Called with the reason before each pause.
 
     Raises:
         KtrdrError: What the service answered, or UnreachableError.
@@ -49,8 +58,15 @@ async def call_unary(
             return await method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             problem = from_rpc_error(error)
-            is_late = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            if not (is_late or isinstance(problem, UnavailableError)) or time.monotonic() + delay_s > give_up_at:
+            if waits_for_slot and isinstance(problem, NoSlotError):
+                pause_s = problem.retry_after_s * random.uniform(1.0, 1.2)  # never earlier than told
+            elif isinstance(problem, UnavailableError):
+                pause_s = delay_s * random.uniform(0.5, 1.0)
+                delay_s = min(delay_s * 2, _MAX_DELAY_S)
+            else:
                 raise problem from None
-        await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
-        delay_s = min(delay_s * 2, _MAX_DELAY_S)
+            if time.monotonic() + pause_s > give_up_at:
+                raise problem from None
+        if on_retry is not None:
+            on_retry(problem)
+        await asyncio.sleep(pause_s)

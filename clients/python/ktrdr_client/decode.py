@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ktrdr.models.v1 import model_pb2
-from ktrdr.trainer.v1 import session_pb2, trainer_info_pb2
+from ktrdr.trainer.v1 import checkpoint_pb2, session_pb2, trainer_info_pb2
 from ktrdr.training.v1 import (
     execution_mode_pb2,
     strategy_status_pb2,
@@ -16,6 +16,7 @@ from ktrdr.training.v1 import (
 
 from ktrdr_client.types import (
     BackendConfig,
+    Checkpoint,
     Device,
     Failure,
     ModeChange,
@@ -23,10 +24,12 @@ from ktrdr_client.types import (
     ModelFile,
     Placement,
     Progress,
+    QueueStatus,
     Session,
     SessionRef,
     Strategy,
     StrategyStatus,
+    TrainerDevice,
     TrainerInfo,
     TrainerStatus,
     Training,
@@ -42,6 +45,7 @@ from ktrdr_core.wire.from_proto import (
     duration_from_proto,
     epoch_from_proto,
     mode_from_proto,
+    scheduling_from_proto,
     spec_from_proto,
     state_from_proto,
     step_from_proto,
@@ -77,15 +81,14 @@ def training(message: training_pb2.Training) -> Training:
         error=_failure(message.error) if message.HasField("error") else None,
         result=_report(message.result) if message.HasField("result") else None,
         placement=_placement(message.placement) if message.HasField("placement") else None,
-        sessions=tuple(
-            SessionRef(session_id=each.session_id, attempt=each.attempt, trainer=each.trainer)
-            for each in message.sessions
-        ),
+        sessions=tuple(_session_ref(each) for each in message.sessions),
         resource_usage=_resource_usage(message.resource_usage) if message.HasField("resource_usage") else None,
         checkpoint_path=message.checkpoint_path,
         last_sequence=message.last_sequence,
         message=message.message,
         warnings=tuple(message.warnings),
+        scheduling=scheduling_from_proto(message.scheduling),
+        queue=_queue(message.queue) if message.HasField("queue") else None,
     )
 
 
@@ -108,7 +111,14 @@ def session(message: session_pb2.Session) -> Session:
         worker_pid=message.worker_pid,
         last_sequence=message.last_sequence,
         message=message.message,
+        checkpoint=checkpoint(message.checkpoint) if message.HasField("checkpoint") else None,
+        resumed_from_epoch=message.resumed_from_epoch,
     )
+
+
+def checkpoint(message: checkpoint_pb2.CheckpointRef) -> Checkpoint:
+    """Return the name of a checkpoint."""
+    return Checkpoint(epoch=message.epoch, size_bytes=message.size_bytes, sha256=message.sha256.hex())
 
 
 def backend_config(message: training_service_pb2.GetConfigResponse) -> BackendConfig:
@@ -141,6 +151,21 @@ def trainer_status(message: training_service_pb2.TrainerStatus) -> TrainerStatus
         num_slots=message.num_slots,
         num_free_slots=message.num_free_slots,
         latency_s=duration_from_proto(message.latency),
+        trainer_id=message.trainer_id,
+        is_draining=message.is_draining,
+        is_registered=message.is_registered,
+        silence_s=duration_from_proto(message.silence) if message.HasField("silence") else None,
+        num_sessions=message.num_sessions,
+        python_version=message.python_version,
+        torch_version=message.torch_version,
+        device_details=tuple(
+            TrainerDevice(
+                device_type=each.device_type,
+                name=each.name,
+                memory_available_gb=each.memory_available_gb if each.HasField("memory_available_gb") else None,
+            )
+            for each in message.device_details
+        ),
     )
 
 
@@ -205,6 +230,35 @@ def trainer_info(message: trainer_info_pb2.TrainerInfo) -> TrainerInfo:
         is_draining=message.is_draining,
         unavailable_reason=message.unavailable_reason,
         start_time=time_from_proto(message.start_time) if message.HasField("start_time") else None,
+        trainer_id=message.trainer_id,
+        current_time=time_from_proto(message.current_time) if message.HasField("current_time") else None,
+        disk_free_bytes=message.disk_free_bytes,
+    )
+
+
+def _session_ref(message: training_pb2.SessionRef) -> SessionRef:
+    return SessionRef(
+        session_id=message.session_id,
+        attempt=message.attempt,
+        trainer=message.trainer,
+        trainer_id=message.trainer_id,
+        reasons=tuple(message.reasons),
+        start_time=time_from_proto(message.start_time) if message.HasField("start_time") else None,
+        end_time=time_from_proto(message.end_time) if message.HasField("end_time") else None,
+        outcome=message.outcome,
+        error_reason=message.error_reason,
+        message=message.message,
+        resumed_from_epoch=message.resumed_from_epoch,
+        is_fenced=message.is_fenced,
+    )
+
+
+def _queue(message: training_pb2.QueueStatus) -> QueueStatus:
+    return QueueStatus(
+        position=message.position,
+        num_queued=message.num_queued,
+        estimated_wait_s=duration_from_proto(message.estimated_wait) if message.HasField("estimated_wait") else None,
+        waiting_for=message.waiting_for,
     )
 
 

@@ -61,7 +61,7 @@ async def find_or_start(settings: ClientSettings, *, on_start: Callable[[], None
     Raises:
         UnavailableError: It did not start; the message names its log.
     """
-    found = await _find(settings.data_dir)
+    found = await find_running(settings.data_dir)
     if found is not None:
         return found
     on_start()
@@ -77,7 +77,7 @@ async def find_or_start(settings: ClientSettings, *, on_start: Callable[[], None
             # The first, or the one before found the lock taken: by a twin that is starting, or by one that is ending.
             child = await asyncio.to_thread(_spawn, settings)
         await asyncio.sleep(_POLL_S)
-        found = await _find(settings.data_dir)
+        found = await find_running(settings.data_dir)
         if found is not None:
             return found
     raise UnavailableError(
@@ -85,7 +85,7 @@ async def find_or_start(settings: ClientSettings, *, on_start: Callable[[], None
     )
 
 
-async def _find(data_dir: Path) -> EmbeddedBackend | None:
+async def find_running(data_dir: Path) -> EmbeddedBackend | None:
     """Return the running embedded backend; a file left behind by a dead one counts as none."""
     try:
         info = EmbeddedBackend(**json.loads(info_path(data_dir).read_text()))

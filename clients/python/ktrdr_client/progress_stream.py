@@ -18,7 +18,7 @@ import grpc.aio
 from ktrdr.training.v1 import progress_event_pb2
 
 from ktrdr_core.domain.progress import ProgressEvent
-from ktrdr_core.errors import KtrdrError, UnavailableError, UnreachableError
+from ktrdr_core.errors import IllegalStateError, InvalidInputError, KtrdrError, UnavailableError, UnreachableError
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.wire.from_proto import event_from_proto
 
@@ -70,6 +70,7 @@ async def reconnecting_progress(
     policy: ReconnectPolicy,
     what: str,
     on_reconnect: Callable[[KtrdrError], None] | None = None,
+    on_connect: Callable[[], None] | None = None,
 ) -> AsyncIterator[ProgressEvent]:
     """Yield every durable event after `after_sequence` once and in order, batch events as they come.
 
@@ -80,8 +81,10 @@ async def reconnecting_progress(
         policy: When to reconnect and when to give up.
         what: What is streamed, for messages: "training 4f..".
         on_reconnect: Called with the reason before each pause.
+        on_connect: Called when the first response of each connection arrives.
 
     Raises:
+        IllegalStateError: The log ends before the last sequence seen: the service was restored from an older state.
         UnreachableError: Nothing was heard for `policy.give_up_after_s`.
         KtrdrError: What the service answered, if a retry cannot help.
     """
@@ -90,6 +93,7 @@ async def reconnecting_progress(
     last_heard = time.monotonic()
     while True:
         call = open_call(last_sequence)
+        is_connected = False
         problem: KtrdrError = UnavailableError(f"the progress stream of {what} ended before its last event")
         try:
             while True:
@@ -99,7 +103,12 @@ async def reconnecting_progress(
                     break
                 attempt = 0
                 last_heard = time.monotonic()
+                if not is_connected and on_connect is not None:
+                    on_connect()
+                is_connected = True
                 chunk = read_chunk(cast(Response, response))
+                if 0 < chunk.last_sequence < last_sequence:
+                    raise _log_went_back(what, last_sequence, f"at {chunk.last_sequence}")
                 for message in chunk.events:
                     event = event_from_proto(message)
                     if event.is_durable:
@@ -117,6 +126,8 @@ async def reconnecting_progress(
             problem = UnavailableError(f"{what} was silent for {policy.read_timeout_s:g} s")
         except grpc.RpcError as error:
             problem = from_rpc_error(error)
+            if _refuses_sequence(problem) and last_sequence > after_sequence:
+                raise _log_went_back(what, last_sequence, "before that") from problem
             if not isinstance(problem, UnavailableError):
                 raise problem from None
         finally:
@@ -131,3 +142,15 @@ async def reconnecting_progress(
             on_reconnect(problem)
         await asyncio.sleep(policy.delay_s(attempt))
         attempt += 1
+
+
+def _refuses_sequence(problem: KtrdrError) -> bool:
+    return isinstance(problem, InvalidInputError) and any(each.field == "after_sequence" for each in problem.violations)
+
+
+def _log_went_back(what: str, seen: int, end: str) -> IllegalStateError:
+    return IllegalStateError(
+        f"sequence {seen} of {what} was seen, but its history ends {end}: the service was restored from an older "
+        "state; watch again from the beginning",
+        metadata={"last_sequence_seen": str(seen)},
+    )

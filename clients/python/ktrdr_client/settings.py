@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ class ClientSettings:
         bars_dir: Bars an embedded backend trains on.
         strategies_dir: Strategies an embedded backend knows by name.
         embedded_idle_s: How long an embedded backend waits for work before it ends itself.
+        user: Whose trainings are started; the login name where nothing else is said, "" if that is no user's name here.
         is_debug: Show tracebacks.
     """
 
@@ -29,6 +31,7 @@ class ClientSettings:
     bars_dir: Path
     strategies_dir: Path
     embedded_idle_s: float
+    user: str
     is_debug: bool
 
     @classmethod
@@ -49,6 +52,7 @@ class ClientSettings:
             bars_dir=Path(values.get("KTRDR_BARS_DIR") or "data").expanduser().resolve(),
             strategies_dir=Path(values.get("KTRDR_STRATEGIES_DIR") or "strategies").expanduser().resolve(),
             embedded_idle_s=_idle_s(values.get("KTRDR_EMBEDDED_IDLE_S")),
+            user=values.get("KTRDR_USER") or _login_name(values),
             is_debug=is_debug,
         )
 
@@ -63,3 +67,15 @@ def _idle_s(text: str | None) -> float:
 
         raise InvalidInputError(f"KTRDR_EMBEDDED_IDLE_S must be a number of seconds above 0, was {text!r}")
     return value
+
+
+def _login_name(values: Mapping[str, str]) -> str:
+    """Return the login name if it may name a user of the queue, else ""."""
+    from ktrdr_core.domain.scheduling import Scheduling
+    from ktrdr_core.errors import InvalidSpecError
+
+    name = next((values[key] for key in ("LOGNAME", "USER", "USERNAME") if values.get(key)), "")
+    try:
+        return Scheduling(user=name or pwd.getpwuid(os.getuid()).pw_name).user
+    except (KeyError, InvalidSpecError):  # a user id without a name, or a name such as "DOMAIN\\someone"
+        return ""

@@ -17,6 +17,7 @@ from ktrdr_client.progress_stream import ReconnectPolicy
 from ktrdr_client.trainer_client import AsyncTrainerClient
 from ktrdr_client.types import (
     BackendConfig,
+    Checkpoint,
     ModeChange,
     Model,
     Session,
@@ -27,6 +28,7 @@ from ktrdr_client.types import (
     UploadStatus,
 )
 from ktrdr_core.domain.progress import ProgressEvent
+from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 
@@ -110,7 +112,7 @@ class Client:
     Args:
         address: host:port of the backend.
         timeout_s: Deadline of each unary call.
-        retry_for_s: How long Train is retried on UNAVAILABLE.
+        retry_for_s: How long Train is retried while the backend is unavailable or its queue full.
         reconnect: When a progress stream is opened again and when it is given up.
     """
 
@@ -147,25 +149,46 @@ class Client:
         strategy_name: str | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
+        scheduling: Scheduling = DEFAULT_SCHEDULING,
     ) -> Training:
         """See AsyncClient.train."""
         return self._bridge.run(
-            self._client.train(spec, strategy_name=strategy_name, request_id=request_id, validate_only=validate_only)
+            self._client.train(
+                spec,
+                strategy_name=strategy_name,
+                request_id=request_id,
+                validate_only=validate_only,
+                scheduling=scheduling,
+            )
         )
 
     def cancel(self, training_id: str, *, save_checkpoint: bool = False, reason: str = "") -> Training:
         """See AsyncClient.cancel."""
         return self._bridge.run(self._client.cancel(training_id, save_checkpoint=save_checkpoint, reason=reason))
 
-    def get_training(self, training_id: str) -> Training:
+    def cancel_request(
+        self, request_id: str, *, save_checkpoint: bool = False, reason: str = "", retry_for_s: float = 0.0
+    ) -> Training | None:
+        """See AsyncClient.cancel_request."""
+        return self._bridge.run(
+            self._client.cancel_request(
+                request_id, save_checkpoint=save_checkpoint, reason=reason, retry_for_s=retry_for_s
+            )
+        )
+
+    def get_training(self, training_id: str, *, retry_for_s: float = 0.0) -> Training:
         """See AsyncClient.get_training."""
-        return self._bridge.run(self._client.get_training(training_id))
+        return self._bridge.run(self._client.get_training(training_id, retry_for_s=retry_for_s))
 
     def list_trainings(
         self, *, states: Sequence[TrainingState] = (), strategy_name: str = "", limit: int | None = None
     ) -> list[Training]:
         """See AsyncClient.list_trainings."""
         return self._bridge.run(self._client.list_trainings(states=states, strategy_name=strategy_name, limit=limit))
+
+    def list_training_events(self, training_id: str) -> Iterator[ProgressEvent]:
+        """See AsyncClient.list_training_events."""
+        return self._bridge.iterate(self._client.list_training_events(training_id))
 
     def delete_training(self, training_id: str) -> None:
         """See AsyncClient.delete_training."""
@@ -190,6 +213,10 @@ class Client:
     def list_trainers(self) -> list[TrainerStatus]:
         """See AsyncClient.list_trainers."""
         return self._bridge.run(self._client.list_trainers())
+
+    def set_trainer_draining(self, trainer: str, *, is_draining: bool) -> TrainerStatus:
+        """See AsyncClient.set_trainer_draining."""
+        return self._bridge.run(self._client.set_trainer_draining(trainer, is_draining=is_draining))
 
     def list_strategies(self) -> list[Strategy]:
         """See AsyncClient.list_strategies."""
@@ -268,11 +295,17 @@ class TrainerClient:
         training_id: str = "",
         attempt: int = 1,
         upload_target: str = "",
+        resume_from: Checkpoint | None = None,
     ) -> Session:
         """See AsyncTrainerClient.train."""
         return self._bridge.run(
             self._client.train(
-                spec, session_id=session_id, training_id=training_id, attempt=attempt, upload_target=upload_target
+                spec,
+                session_id=session_id,
+                training_id=training_id,
+                attempt=attempt,
+                upload_target=upload_target,
+                resume_from=resume_from,
             )
         )
 
@@ -295,6 +328,14 @@ class TrainerClient:
     def list_sessions(self) -> list[Session]:
         """See AsyncTrainerClient.list_sessions."""
         return self._bridge.run(self._client.list_sessions())
+
+    def get_checkpoint(self, session_id: str, path: Path) -> Checkpoint:
+        """See AsyncTrainerClient.get_checkpoint."""
+        return self._bridge.run(self._client.get_checkpoint(session_id, path))
+
+    def put_checkpoint(self, path: Path, *, epoch: int) -> Checkpoint:
+        """See AsyncTrainerClient.put_checkpoint."""
+        return self._bridge.run(self._client.put_checkpoint(path, epoch=epoch))
 
     def get_server_info(self) -> TrainerInfo:
         """See AsyncTrainerClient.get_server_info."""

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
-from ktrdr.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
+from ktrdr.models.v1 import model_service_pb2
+from ktrdr.trainer.v1 import checkpoint_pb2, trainer_service_pb2, trainer_service_pb2_grpc
 
 from ktrdr_client import decode
 from ktrdr_client.calls import call_unary
 from ktrdr_client.progress_stream import ProgressChunk, ReconnectPolicy, reconnecting_progress
-from ktrdr_client.types import Session, TrainerInfo
+from ktrdr_client.types import Checkpoint, Session, TrainerInfo
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.spec import TrainingSpec
-from ktrdr_core.errors import KtrdrError
+from ktrdr_core.errors import CorruptDataError, KtrdrError
 from ktrdr_core.rpc.channel import ACCEPT_TIMEOUT_S, open_channel
+from ktrdr_core.rpc.checkpoint_transfer import chunks_of, receive_checkpoint
+from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.wire.to_proto import spec_to_proto
 
 _CANCEL_TIMEOUT_S = 120.0
+_CHECKPOINT_TIMEOUT_S = 600.0
+_MAX_CHECKPOINT_SIZE_BYTES = 8 << 30
 
 
 class AsyncTrainerClient:
@@ -68,6 +77,7 @@ class AsyncTrainerClient:
         training_id: str = "",
         attempt: int = 1,
         upload_target: str = "",
+        resume_from: Checkpoint | None = None,
     ) -> Session:
         """Start a session and return it once it is accepted.
 
@@ -77,6 +87,7 @@ class AsyncTrainerClient:
             training_id: Training it belongs to; "" for one started by hand.
             attempt: Number within its training.
             upload_target: host:port of the backend the artifact is uploaded to; "" keeps it on the trainer's disk.
+            resume_from: Checkpoint to go on from, put there by `put_checkpoint`; None begins at the beginning.
         """
         request = trainer_service_pb2.TrainRequest(
             session_id=session_id or str(uuid.uuid4()),
@@ -84,6 +95,7 @@ class AsyncTrainerClient:
             attempt=attempt,
             spec=spec_to_proto(spec),
             upload_target=upload_target,
+            resume_from=None if resume_from is None else _checkpoint_ref(resume_from),
         )
         response = await call_unary(
             self._stub.Train, request, timeout_s=max(self._timeout_s, ACCEPT_TIMEOUT_S), retry_for_s=self._retry_for_s
@@ -104,6 +116,7 @@ class AsyncTrainerClient:
         after_sequence: int = 0,
         *,
         on_reconnect: Callable[[KtrdrError], None] | None = None,
+        on_connect: Callable[[], None] | None = None,
     ) -> AsyncIterator[ProgressEvent]:
         """Yield the session's events after `after_sequence`; reconnects by itself, see AsyncClient.stream_progress."""
 
@@ -130,6 +143,7 @@ class AsyncTrainerClient:
             policy=self._reconnect,
             what=f"session {session_id}",
             on_reconnect=on_reconnect,
+            on_connect=on_connect,
         )
 
     async def wait(self, session_id: str) -> Session:
@@ -151,9 +165,70 @@ class AsyncTrainerClient:
         )
         return [decode.session(each) for each in response.sessions]
 
+    async def get_checkpoint(self, session_id: str, path: Path) -> Checkpoint:
+        """Fetch the newest checkpoint of a session into a file, verified and whole, and return what it is.
+
+        Raises:
+            CheckpointNotFoundError: It has none.
+            CorruptDataError: A checksum differs.
+        """
+        call = self._stub.GetCheckpoint(
+            trainer_service_pb2.GetCheckpointRequest(session_id=session_id), timeout=_CHECKPOINT_TIMEOUT_S
+        )
+        responses = aiter(call)
+
+        async def chunks() -> AsyncGenerator[model_service_pb2.UploadChunk]:
+            async for response in responses:
+                yield response.chunk
+
+        try:
+            first = await anext(responses, None)
+            if first is None or first.WhichOneof("part") != "checkpoint":
+                raise CorruptDataError("the trainer did not say which checkpoint it sends; ask for it again")
+            async with aclosing(chunks()) as received:
+                await receive_checkpoint(first.checkpoint, received, path, max_size_bytes=_MAX_CHECKPOINT_SIZE_BYTES)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+        return decode.checkpoint(first.checkpoint)
+
+    async def put_checkpoint(self, path: Path, *, epoch: int) -> Checkpoint:
+        """Put a checkpoint on the trainer, for a `train` that goes on from it; safe to repeat.
+
+        Args:
+            path: File of the checkpoint.
+            epoch: Last epoch that is in it.
+        """
+        size_bytes, sha256 = await asyncio.to_thread(_size_and_digest, path)
+        checkpoint = Checkpoint(epoch=epoch, size_bytes=size_bytes, sha256=sha256)
+
+        async def messages() -> AsyncIterator[trainer_service_pb2.PutCheckpointRequest]:
+            yield trainer_service_pb2.PutCheckpointRequest(checkpoint=_checkpoint_ref(checkpoint))
+            async for chunk in chunks_of(path):
+                yield trainer_service_pb2.PutCheckpointRequest(chunk=chunk)
+
+        try:
+            await self._stub.PutCheckpoint(messages(), timeout=_CHECKPOINT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        return checkpoint
+
     async def get_server_info(self) -> TrainerInfo:
         """Return what the trainer is and has."""
         response = await call_unary(
             self._stub.GetServerInfo, trainer_service_pb2.GetServerInfoRequest(), timeout_s=self._timeout_s
         )
         return decode.trainer_info(response.trainer)
+
+
+def _checkpoint_ref(checkpoint: Checkpoint) -> checkpoint_pb2.CheckpointRef:
+    return checkpoint_pb2.CheckpointRef(
+        epoch=checkpoint.epoch, size_bytes=checkpoint.size_bytes, sha256=bytes.fromhex(checkpoint.sha256)
+    )
+
+
+def _size_and_digest(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from ktrdr_core.domain.progress import BatchDetail, EpochDetail, TrainingStep
 from ktrdr_core.domain.result import Evaluation, TestMetrics, TrainingMetrics
+from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.resources import ResourceUsage
@@ -48,11 +49,50 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionRef:
-    """A session of a training."""
+    """A session of a training: one attempt.
+
+    Attributes:
+        trainer: Address of the trainer; "local" for the backend's machine.
+        trainer_id: Stable identity of the trainer; "" for the backend's machine.
+        reasons: Why it was placed there, each consideration in order.
+        start_time: When it was handed over.
+        end_time: When it was known to have ended or to be lost; None before.
+        outcome: Name of the terminal state it ended in, or LOST; "" before.
+        error_reason: Reason of the error if it FAILED or was LOST.
+        message: One sentence on its end.
+        resumed_from_epoch: Last epoch of the checkpoint it went on from; 0 if it began at the beginning.
+        is_fenced: Another attempt took over: nothing it produces counts any more.
+    """
 
     session_id: str
     attempt: int
     trainer: str
+    trainer_id: str = ""
+    reasons: tuple[str, ...] = ()
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    outcome: str = ""
+    error_reason: str = ""
+    message: str = ""
+    resumed_from_epoch: int = 0
+    is_fenced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueStatus:
+    """A place in the queue.
+
+    Attributes:
+        position: Trainings that go first, plus one.
+        num_queued: Trainings in the queue.
+        estimated_wait_s: None while unknown.
+        waiting_for: What it waits for, one sentence.
+    """
+
+    position: int
+    num_queued: int
+    estimated_wait_s: float | None
+    waiting_for: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +134,10 @@ class Training:
         error: Set when FAILED.
         result: Set when COMPLETED.
         placement: None while QUEUED.
+        sessions: Its attempts, oldest first.
         last_sequence: Sequence of its last durable event.
+        scheduling: What was asked of the queue.
+        queue: Where it is in the queue; None unless QUEUED.
     """
 
     training_id: str
@@ -116,6 +159,13 @@ class Training:
     last_sequence: int
     message: str
     warnings: tuple[str, ...]
+    scheduling: Scheduling = DEFAULT_SCHEDULING
+    queue: QueueStatus | None = None
+
+    @property
+    def attempt(self) -> int:
+        """Number of its newest attempt; 0 before the first."""
+        return max((session.attempt for session in self.sessions), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +190,28 @@ class ModeChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainerDevice:
+    """A device of a trainer; `memory_available_gb` is None if unknown."""
+
+    device_type: str
+    name: str
+    memory_available_gb: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerStatus:
-    """A trainer as the backend sees it; `message` says what its health check found."""
+    """A trainer as the backend sees it.
+
+    Attributes:
+        message: What its health check found.
+        trainer_id: Stable identity; "" if it has not answered yet.
+        is_draining: It gets no new sessions: the backend or the trainer itself says so.
+        is_registered: It announced itself, instead of being configured by address.
+        silence_s: Since it was last heard of; None if it never was.
+        num_sessions: Sessions of this backend's trainings on it.
+        python_version, torch_version: "" if it did not answer; torch's also if it has none.
+        device_details: Its devices with their memory, best first.
+    """
 
     address: str
     is_healthy: bool
@@ -152,6 +222,14 @@ class TrainerStatus:
     num_slots: int
     num_free_slots: int
     latency_s: float
+    trainer_id: str = ""
+    is_draining: bool = False
+    is_registered: bool = False
+    silence_s: float | None = None
+    num_sessions: int = 0
+    python_version: str = ""
+    torch_version: str = ""
+    device_details: tuple[TrainerDevice, ...] = ()
 
 
 class StrategyStatus(StrEnum):
@@ -228,7 +306,14 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerInfo:
-    """What a trainer is and has; `unavailable_reason` says why it cannot train, "" if it can."""
+    """What a trainer is and has.
+
+    Attributes:
+        unavailable_reason: Why it cannot train; "" if it can.
+        trainer_id: Stable identity, kept in its data directory.
+        current_time: Its clock as it answered.
+        disk_free_bytes: Bytes free on the disk of its data directory.
+    """
 
     version: str
     python_version: str
@@ -239,6 +324,18 @@ class TrainerInfo:
     is_draining: bool
     unavailable_reason: str
     start_time: datetime | None
+    trainer_id: str = ""
+    current_time: datetime | None = None
+    disk_free_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Names a checkpoint by its content; `epoch` is the last one in it, `sha256` is hex."""
+
+    epoch: int
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,3 +358,5 @@ class Session:
     worker_pid: int
     last_sequence: int
     message: str
+    checkpoint: Checkpoint | None = None
+    resumed_from_epoch: int = 0

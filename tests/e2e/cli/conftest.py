@@ -30,7 +30,7 @@ def cli(cli_and_first_runs: tuple[Cli, list[Ran]]) -> Cli:
 @pytest.fixture
 def here(cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """Run a command in this process, by the function that `ktrdr` is: the same answers, the imports paid once."""
-    for name in ("KTRDR_BACKEND", "KTRDR_DATA_DIR", "KTRDR_BARS_DIR", "KTRDR_STRATEGIES_DIR"):
+    for name in ("KTRDR_BACKEND", "KTRDR_DATA_DIR", "KTRDR_BARS_DIR", "KTRDR_STRATEGIES_DIR", "KTRDR_USER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
 

@@ -99,6 +99,64 @@ def test_watch_and_show_of_an_ended_training_tell_its_end(here: Here, trained: R
     assert training_id in here("list").out
 
 
+def test_show_tells_the_story_of_a_training(here: Here, trained: Ran) -> None:
+    result = trained.lines[-1]
+    training_id = result["training_id"]
+    (attempt,) = result["sessions"]
+    assert (attempt["attempt"], attempt["outcome"], attempt["is_fenced"]) == (1, "COMPLETED", False)
+    assert attempt["reasons"]
+    assert attempt["start_time"] < attempt["end_time"]
+    shown = here("show", training_id).out
+    for text in (
+        "asked for",
+        "attempts",
+        f"1  on {attempt['trainer']}",
+        "history (UTC)",
+        "result",
+        "majority baseline",
+    ):
+        assert text in shown, text
+    history = [line.split()[3:] for line in shown.partition("history (UTC)")[2].splitlines()[2:6]]
+    assert [words[0].rstrip(":") for words in history[:3]] == ["queued", "running", "uploading"]
+    events = here("show", training_id, "--events", "--json").lines[1:]
+    durable = [line for line in trained.lines if line["type"] == "event" and line["kind"] != "batch"]
+    assert events == durable
+
+
+def test_training_cancelled_by_request_id_before_it_arrives_is_cancelled_as_it_does(here: Here) -> None:
+    early = here("cancel", "--request-id", "cancelled-early")
+    assert (early.code, "has arrived" in early.out) == (0, True), early.err
+    ran = here("train", STRATEGY, "--detach", "--request-id", "cancelled-early")
+    assert ran.code == 4, ran.err
+    assert here("show", ran.out.strip(), "--json").lines[0]["state"] == "CANCELLED"
+
+
+def test_same_request_id_again_is_the_same_training_and_other_content_is_refused(here: Here) -> None:
+    words = ("train", STRATEGY, "--detach", "--epochs", "1", "--request-id", "twice")
+    first, second = here(*words), here(*words)
+    assert (first.code, second.out) == (0, first.out)
+    other = here(*words, "--seed", "7")
+    assert (other.code, "twice" in other.err) == (2, True)
+
+
+def test_queued_trainings_tell_their_place_and_are_cancelled_together(cli: Cli, here: Here) -> None:
+    slots = here("config", "get", "--json").lines[0]["local_slots"]
+    running = [_detached(cli) for _ in range(slots)]
+    words = ("train", STRATEGY, "--mode", "local", *LONG, "--detach", "--user", "alice")
+    waiting = [here(*words).out.strip() for _ in range(3)]
+    rows = {line["training_id"]: line for line in here("list", "--json").lines}
+    places = [rows[each]["queue"]["position"] for each in waiting if rows[each]["queue"]]
+    assert places
+    assert places == sorted(set(places))
+    assert {rows[each]["scheduling"]["user"] for each in waiting} == {"alice"}
+    cancelled = here("cancel", "--queued", "--yes", "--json")
+    assert cancelled.code == 0, cancelled.err
+    several = here("cancel", *running, *(each for each in waiting if rows[each]["queue"] is None))
+    assert several.code in (0, 2), several.err
+    states = {line["training_id"]: line["state"] for line in here("list", "--json").lines}
+    assert {states[each] for each in (*running, *waiting)} == {"CANCELLED"}
+
+
 def test_training_that_fails_ends_with_code_3_and_its_reason(here: Here) -> None:
     ran = here("train", STRATEGY, "--mode", "local", "--epochs", "1", "--set", "training.labels.zigzag_threshold=0.9")
     assert ran.code == 3, ran.out + ran.err
@@ -350,8 +408,38 @@ def test_trainers_and_strategies_are_listed_with_their_health_and_status(here: H
     (trainer,) = here("trainers", "--json").lines
     assert trainer["is_healthy"] is True
     assert trainer["num_slots"] >= 1
+    assert trainer["torch_version"]
+    assert trainer["silence_s"] < 10
     strategies = {line["name"]: line for line in here("strategies", "list", "--json").lines}
     assert strategies["neuro_mean_reversion"]["status"] == "trained"
+
+
+def test_drained_trainer_gets_no_sessions_until_it_is_undrained(here: Here) -> None:
+    (trainer,) = here("trainers", "--json").lines
+    drained = here("trainers", "drain", trainer["trainer_id"][:8])
+    assert (drained.code, "gets no new sessions" in drained.out) == (0, True), drained.err
+    assert "healthy, draining" in here("trainers").out
+    undrained = here("trainers", "undrain", trainer["address"])
+    assert undrained.out == f"{trainer['address']} gets sessions again\n"
+
+
+def test_doctor_finds_the_embedded_pair_well(here: Here) -> None:
+    ran = here("doctor", "--json")
+    assert ran.code == 0, ran.out
+    found = {line["name"].split()[0]: line for line in ran.lines}
+    for name in (
+        "client",
+        "torch",
+        "embedded",
+        "backend",
+        "version",
+        "keepalive",
+        "trainer",
+        "clock",
+        "strategies",
+        "bars",
+    ):
+        assert found[name]["status"] == "ok", found[name]
 
 
 def test_strategy_file_is_validated_without_a_backend(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from typing import Any
 
 import grpc.aio
 import psutil
-from ktrdr.training.v1 import training_pb2, training_service_pb2_grpc
+from ktrdr.training.v1 import retry_mode_pb2, training_pb2, training_service_pb2_grpc
 from ktrdr.training.v1 import training_service_pb2 as pb
 from ktrdr.training.v1 import training_state_pb2 as states
+from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
+from ktrdr_core.errors import StorageError
 from ktrdr_core.rpc.channel import open_channel
+from ktrdr_core.rpc.errors import from_rpc_error
 from tests.kit.backend import HOST, LOCAL, a_spec, become
 from tests.kit.builders import strategy_text
 from tests.kit.eventually import PATIENCE_S, eventually
@@ -31,10 +35,14 @@ async def trainings_of(service: ServiceProcess) -> AsyncIterator[Any]:
         yield training_service_pb2_grpc.TrainingServiceStub(channel)
 
 
-async def train(stub: Any, mode: Any, *, epochs: int) -> str:
+NEVER = Scheduling(retry_policy=RetryPolicy(mode=retry_mode_pb2.RETRY_MODE_NEVER))
+
+
+async def train(stub: Any, mode: Any, *, epochs: int, scheduling: Scheduling | None = None) -> str:
     spec = a_spec(mode, epochs=epochs)
     spec.strategy.yaml = strategy_text(name=f"processes_{epochs}")
-    training_id: str = (await stub.Train(pb.TrainRequest(spec=spec))).training.training_id
+    request = pb.TrainRequest(spec=spec, scheduling=scheduling)
+    training_id: str = (await stub.Train(request)).training.training_id
     return training_id
 
 
@@ -86,13 +94,13 @@ async def test_backend_killed_in_the_middle_of_a_host_training_completes_it_afte
                 assert any((tmp_path / "backend" / "models").glob("*/*_v1/model.pt"))
 
 
-async def test_backend_killed_in_the_middle_of_a_local_training_fails_it_and_runs_the_queued_one(
+async def test_backend_killed_in_the_middle_of_a_local_training_fails_one_without_another_attempt(
     tmp_path: Path,
 ) -> None:
     flags = backend_flags(tmp_path)
     with a_service("backend_service", *flags) as backend:
         async with trainings_of(backend) as stub:
-            running = await train(stub, LOCAL, epochs=100_000)
+            running = await train(stub, LOCAL, epochs=100_000, scheduling=NEVER)
             queued = await train(stub, LOCAL, epochs=2)
             await until_epoch(stub, running, 1)
         workers = workers_of(backend)
@@ -135,12 +143,12 @@ async def refused_train(stub: Any) -> grpc.StatusCode:
     return await become(probe)
 
 
-async def test_trainer_killed_in_the_middle_fails_the_training_as_lost(tmp_path: Path) -> None:
+async def test_trainer_killed_in_the_middle_fails_a_training_without_another_attempt(tmp_path: Path) -> None:
     with a_service("trainer_service", *trainer_flags(tmp_path)) as trainer:
         flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0", "--exit-when-idle-s", "3"]
         with a_service("backend_service", *flags, environment={"KTRDR_TRAINER_LOST_S": "0.5"}) as backend:
             async with trainings_of(backend) as stub:
-                training_id = await train(stub, HOST, epochs=100_000)
+                training_id = await train(stub, HOST, epochs=100_000, scheduling=NEVER)
                 await until_epoch(stub, training_id, 1)
                 trainer.kill()
                 stream = stub.StreamProgress(pb.StreamProgressRequest(training_id=training_id))
@@ -149,6 +157,140 @@ async def test_trainer_killed_in_the_middle_fails_the_training_as_lost(tmp_path:
             assert (last.state, last.error.reason) == (states.TRAINING_STATE_FAILED, "TRAINER_LOST")
             # Nothing trains, nobody asks: it ends by itself.
             assert await asyncio.to_thread(backend.process.wait, PATIENCE_S) == 0
+
+
+OFTEN = {"KTRDR_CHECKPOINT_EVERY_S": "0.05"}
+
+
+async def watch_to_the_end(stub: Any, training_id: str, after: int = 0) -> tuple[list[Any], training_pb2.Training]:
+    """Return the durable events after a sequence and the training as it ended."""
+    events = []
+    async for response in stub.StreamProgress(pb.StreamProgressRequest(training_id=training_id, after_sequence=after)):
+        events += [event for event in response.events if event.WhichOneof("detail") != "batch"]
+        last = response
+    assert [event.sequence for event in events] == list(range(after + 1, after + 1 + len(events)))
+    return events, last.training
+
+
+def epochs_of(events: list[Any]) -> list[int]:
+    return [event.epoch.epoch for event in events if event.WhichOneof("detail") == "epoch"]
+
+
+async def until_checkpoint(directory: Path) -> None:
+    await eventually(lambda: list((directory / "backend" / "checkpoints").glob("*/*")), what="a checkpoint")
+
+
+async def test_trainer_killed_and_started_again_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
+    with a_service("trainer_service", *trainer_flags(tmp_path), environment=OFTEN) as trainer:
+        flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0"]
+        with a_service("backend_service", *flags) as backend:
+            async with trainings_of(backend) as stub:
+                training_id = await train(stub, HOST, epochs=300)
+                await until_epoch(stub, training_id, 5)
+                await until_checkpoint(tmp_path)
+                trainer.kill()
+                again = [*trainer_flags(tmp_path), "--port", trainer.port]
+                with a_service("trainer_service", *again, environment=OFTEN):
+                    events, training = await watch_to_the_end(stub, training_id)
+    assert training.state == states.TRAINING_STATE_COMPLETED, training.message
+    assert [(session.attempt, session.outcome) for session in training.sessions] == [(1, "LOST"), (2, "COMPLETED")]
+    assert training.sessions[1].resumed_from_epoch > 0
+    assert epochs_of(events) == list(range(1, 301))  # none is missing, none is told twice
+
+
+async def test_backend_and_trainer_both_killed_complete_the_training_after_a_restart(tmp_path: Path) -> None:
+    with a_service("trainer_service", *trainer_flags(tmp_path), environment=OFTEN) as trainer:
+        flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0"]
+        with a_service("backend_service", *flags) as backend:
+            async with trainings_of(backend) as stub:
+                training_id = await train(stub, HOST, epochs=300)
+                seen = await until_epoch(stub, training_id, 5)
+                await until_checkpoint(tmp_path)
+            backend.kill()
+            trainer.kill()
+    again = [*trainer_flags(tmp_path), "--port", trainer.port]
+    with a_service("trainer_service", *again, environment=OFTEN), a_service("backend_service", *flags) as backend:
+        async with trainings_of(backend) as stub:
+            events, training = await watch_to_the_end(stub, training_id, after=seen)
+    assert training.state == states.TRAINING_STATE_COMPLETED, training.message
+    assert epochs_of(events)[-1] == 300
+    assert epochs_of(events) == sorted(set(epochs_of(events)))
+
+
+async def test_backend_killed_in_the_middle_of_a_local_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    flags = backend_flags(tmp_path)
+    with a_service("backend_service", *flags, environment=OFTEN) as backend:
+        async with trainings_of(backend) as stub:
+            training_id = await train(stub, LOCAL, epochs=300)
+            await until_epoch(stub, training_id, 5)
+            await eventually(
+                lambda: list((tmp_path / "backend" / "sessions").glob("*/checkpoints/*.safetensors")),
+                what="a checkpoint",
+            )
+        backend.kill()
+    with a_service("backend_service", *flags, environment=OFTEN) as backend:
+        async with trainings_of(backend) as stub:
+            events, training = await watch_to_the_end(stub, training_id)
+    assert training.state == states.TRAINING_STATE_COMPLETED, training.message
+    assert training.sessions[1].resumed_from_epoch > 0
+    assert epochs_of(events) == list(range(1, 301))
+
+
+async def test_paused_trainer_that_is_back_in_time_is_adopted(tmp_path: Path) -> None:
+    with a_service("trainer_service", *trainer_flags(tmp_path)) as trainer:
+        flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0"]
+        with a_service("backend_service", *flags, environment={"KTRDR_HEALTH_TIMEOUT_S": "1"}) as backend:
+            async with trainings_of(backend) as stub:
+                training_id = await train(stub, HOST, epochs=100)
+                await until_epoch(stub, training_id, 2)
+                trainer.process.send_signal(signal.SIGSTOP)
+
+                async def is_missed() -> bool:  # its heartbeats have stayed away for longer than they may
+                    listed = await stub.ListTrainers(pb.ListTrainersRequest())
+                    return not listed.trainers[0].is_healthy
+
+                try:
+                    await become(is_missed)
+                finally:
+                    trainer.process.send_signal(signal.SIGCONT)
+                events, training = await watch_to_the_end(stub, training_id)
+    assert training.state == states.TRAINING_STATE_COMPLETED, training.message
+    assert [session.attempt for session in training.sessions] == [1]
+    assert epochs_of(events) == list(range(1, 101))
+
+
+def limit_file_size(service: ServiceProcess, size_bytes: int) -> None:
+    """Make every write that would grow a file of the service beyond a size fail, as on a full disk."""
+    _, hard = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (size_bytes, hard))
+
+
+async def test_backend_whose_disk_is_full_says_so_and_goes_on_once_there_is_space(tmp_path: Path) -> None:
+    with a_service("trainer_service", *trainer_flags(tmp_path)) as trainer:
+        flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0"]
+        with a_service("backend_service", *flags) as backend:
+            async with trainings_of(backend) as stub:
+                training_id = await train(stub, HOST, epochs=100)
+                await until_epoch(stub, training_id, 2)
+                limit_file_size(backend, 1)
+                before = await get(stub, training_id)
+
+                async def refused() -> grpc.aio.AioRpcError | None:
+                    try:
+                        await train(stub, HOST, epochs=3)
+                    except grpc.aio.AioRpcError as error:
+                        return error
+                    return None
+
+                error = await become(refused)
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+                assert isinstance(from_rpc_error(error), StorageError)
+                assert (await get(stub, training_id)).last_sequence >= before.last_sequence  # it answers all the same
+                limit_file_size(backend, resource.RLIM_INFINITY)
+                events, training = await watch_to_the_end(stub, training_id)
+                assert training.state == states.TRAINING_STATE_COMPLETED, training.message
+                assert epochs_of(events) == list(range(1, 101))
+                await stub.Train(pb.TrainRequest(spec=a_spec(HOST)))
 
 
 async def test_second_backend_on_a_data_directory_is_refused_with_one_sentence(tmp_path: Path) -> None:

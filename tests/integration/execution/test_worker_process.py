@@ -114,6 +114,29 @@ async def test_a_stop_that_is_not_heard_is_cancelled_at_its_limit_and_claims_no_
     assert outcome.message.startswith("enough; the worker did not stop within 0.1 s")
 
 
+@pytest.mark.parametrize(
+    ("runner", "kept"), [(kit.ignore_token, "no checkpoint"), (kit.keep_checkpoints, "none but that of epoch 2")]
+)
+async def test_a_stop_that_is_not_heard_says_what_is_left(
+    build_engine: BuildEngine, tmp_path: Path, runner: Runner, kept: str
+) -> None:
+    session = await build_engine(runner, stop_limit_s=0.1).start(build_job(tmp_path))
+    await first_events(session, 3 if runner is kit.keep_checkpoints else 2)
+    outcome = await session.cancel(save_checkpoint=True)
+    assert (outcome.state, outcome.checkpoint_path) == (TrainingState.CANCELLED, "")
+    assert outcome.message.endswith(f"was killed, so there is {kept}")
+
+
+async def test_a_worker_killed_while_it_writes_leaves_nothing_half_made(
+    build_engine: BuildEngine, tmp_path: Path
+) -> None:
+    session = await build_engine(kit.write_for_ever).start(build_job(tmp_path))
+    await first_events(session, 2)
+    await session.cancel()
+    left = [path.name for path in session.job.work_dir.rglob("*")]
+    assert sorted(left) == ["checkpoints", "worker.log"]
+
+
 async def test_cancel_while_the_session_is_being_started(build_engine: BuildEngine, tmp_path: Path) -> None:
     engine = build_engine(kit.ignore_token)
     starting = asyncio.create_task(engine.start(build_job(tmp_path, "early")))

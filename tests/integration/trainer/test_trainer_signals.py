@@ -89,7 +89,9 @@ async def test_sigterm_drains_a_training_that_can_end(tmp_path: Path) -> None:
     assert exit_status == 0
 
 
-async def drain_ends_what_does_not_end(directory: Path, limit_s: str, *signals: signal.Signals) -> None:
+async def drain_ends_what_does_not_end(
+    directory: Path, limit_s: str, *signals: signal.Signals, has_checkpoint: bool
+) -> None:
     async with trainer_process(directory, "--drain-timeout-s", limit_s) as trainer:
         await trainer.stub.Train(train_request("s1", epochs=LONG))
         pid = await first_epoch(trainer, "s1")
@@ -99,13 +101,15 @@ async def drain_ends_what_does_not_end(directory: Path, limit_s: str, *signals: 
         last = (await watching)[-1].session
         status = await asyncio.wait_for(trainer.process.wait(), PATIENCE_S)
 
-    assert (last.state, last.error.reason) == (states.TRAINING_STATE_FAILED, "TRAINER_LOST")
+    assert (last.state, last.error.reason) == (states.TRAINING_STATE_FAILED, "DRAINING")
+    assert ("its checkpoint of epoch" in last.error.message) == has_checkpoint
+    assert last.HasField("checkpoint") == has_checkpoint
     assert status == 0
     assert not is_alive(pid)
 
 
 async def test_a_drain_ends_what_does_not_end_after_its_limit_or_at_the_second_signal(tmp_path: Path) -> None:
     await asyncio.gather(  # most of either is the start of a trainer
-        drain_ends_what_does_not_end(tmp_path / "limit", "0.2", signal.SIGTERM),
-        drain_ends_what_does_not_end(tmp_path / "second", "3600", signal.SIGTERM, signal.SIGINT),
+        drain_ends_what_does_not_end(tmp_path / "limit", "0.2", signal.SIGTERM, has_checkpoint=True),
+        drain_ends_what_does_not_end(tmp_path / "second", "3600", signal.SIGTERM, signal.SIGINT, has_checkpoint=False),
     )

@@ -42,7 +42,7 @@ def test_flags_come_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     flags = parse_flags(["--data-dir", str(tmp_path), "--trainer", "a:1", "--trainer", "b:2", "--port", "0"])
     settings = BackendSettings(**flags)
     assert settings.data_dir == tmp_path
-    assert settings.database_path == tmp_path / "operations.db"
+    assert settings.database == tmp_path / "operations.db"
     assert settings.trainers == ("a:1", "b:2")
     assert (settings.slots, settings.port) == (3, 0)
 

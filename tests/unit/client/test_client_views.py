@@ -11,9 +11,9 @@ from ktrdr_client.cli.live_view import LiveView
 from ktrdr_client.cli.report import baseline_sentence, metrics_table, store_name, tell_end
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_table
-from ktrdr_client.cli.views import PlainView, describe
+from ktrdr_client.cli.views import PlainView, describe, queue_sentence
 from ktrdr_client.settings import ClientSettings
-from ktrdr_client.types import Failure, Placement, Progress, Training, TrainingReport
+from ktrdr_client.types import Failure, Placement, Progress, QueueStatus, Training, TrainingReport
 from rich.console import Console
 
 from ktrdr_core.domain import result as results
@@ -188,6 +188,61 @@ def test_live_view_begins_anew_with_the_next_attempt() -> None:
     view.event(replace(_event(_a_step(TrainingStep.LOADING_MARKET_DATA), overall=0.0), attempt=2))
     assert view._summary.overall == 0.0
     assert view._summary.step is TrainingStep.LOADING_MARKET_DATA
+
+
+QUEUED_AGAIN = ProgressEvent(
+    sequence=9,
+    create_time=NOW,
+    attempt=1,
+    overall=0.94,
+    detail=StateDetail(state=TrainingState.QUEUED, message="gpu-1 was silent for 10 s", error_reason="TRAINER_LOST"),
+)
+
+
+def test_lost_attempt_is_one_line_that_says_it_goes_on() -> None:
+    session, text = _session()
+    view = PlainView(session)
+    view.event(_event(StateDetail(state=TrainingState.QUEUED, message="accepted"), overall=0.0))
+    view.event(QUEUED_AGAIN)
+    view.event(replace(_event(StateDetail(state=TrainingState.RUNNING, message="on gpu-2")), attempt=2, sequence=10))
+    assert text.getvalue().splitlines() == [
+        "  0 %  queued: accepted",
+        " 94 %  queued again, attempt 1 is lost: gpu-1 was silent for 10 s",
+        " 50 %  running, attempt 2: on gpu-2",
+    ]
+
+
+def test_live_view_tells_a_lost_attempt_waits_and_then_shows_the_next() -> None:
+    session, text = _session()
+    view = LiveView(session)
+    view._training = TRAINING
+    for detail in (StateDetail(state=TrainingState.RUNNING), _a_step(TrainingStep.EVALUATION), EPOCH):
+        view.event(_event(detail, overall=0.94))
+    view.event(QUEUED_AGAIN)
+    assert text.getvalue().splitlines() == ["queued again, attempt 1 is lost: gpu-1 was silent for 10 s"]
+    session.out.print(view.render())
+    assert "abc123  queued" in text.getvalue()
+    assert "12/50" not in text.getvalue()
+    running = StateDetail(state=TrainingState.RUNNING)
+    for detail in (running, _a_step(TrainingStep.TRAINING), replace(EPOCH, epoch=5)):
+        view.event(replace(_event(detail, overall=0.2), attempt=2))
+    session.out.print(view.render())
+    shown = text.getvalue()
+    assert "running  attempt 2" in shown
+    assert "5/50" in shown
+    assert "20.0 %" in shown
+
+
+@pytest.mark.parametrize(
+    ("wait", "waiting_for", "expected"),
+    [
+        (None, "", "3 of 7 in the queue"),
+        (90.0, "a trainer with a GPU", "3 of 7 in the queue, about 1:30 to wait; a trainer with a GPU"),
+    ],
+)
+def test_place_in_the_queue_is_said_with_what_is_known(wait: float | None, waiting_for: str, expected: str) -> None:
+    queue = QueueStatus(position=3, num_queued=7, estimated_wait_s=wait, waiting_for=waiting_for)
+    assert queue_sentence(queue) == expected
 
 
 def test_end_of_a_training_shows_accuracy_next_to_the_baseline_and_what_to_type_next() -> None:

@@ -6,12 +6,14 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ktrdr_core.clock import utc_now
 from ktrdr_core.domain.progress import BatchDetail, ProgressEvent, WarningDetail
-from ktrdr_core.execution.event_pipe import MessageKind, MessageWriter, frame, read_messages
+from ktrdr_core.execution.engine import SessionCheckpoint
+from ktrdr_core.execution.event_pipe import MessageKind, MessageWriter, frame, read_checkpoint, read_messages
 from tests.kit.eventually import PATIENCE_S
 
 
@@ -61,6 +63,16 @@ async def test_messages_come_out_as_they_went_in(pipe: tuple[int, int]) -> None:
     assert [kind for kind, _ in messages] == [MessageKind.EVENT, MessageKind.EVENT, MessageKind.OUTCOME]
     assert [ProgressEvent.from_json(payload) for _, payload in messages[:2]] == [first, second]
     assert messages[2][1] == b"{}"
+
+
+async def test_a_checkpoint_comes_out_as_it_went_in_after_what_was_sent_before(pipe: tuple[int, int]) -> None:
+    writer = MessageWriter(pipe[1])
+    checkpoint = SessionCheckpoint(path=Path("/some/where ä.safetensors"), epoch=3, size_bytes=4, sha256="ab" * 32)
+    writer.send_event(warning("before"))
+    writer.send_checkpoint(checkpoint)
+    (_, _), (kind, payload) = await read_all(os.read(pipe[0], 65536))
+    assert kind is MessageKind.CHECKPOINT
+    assert read_checkpoint(payload) == checkpoint
 
 
 async def test_a_message_cut_off_by_the_writers_death_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from ktrdr_core.domain.progress import (
     WarningDetail,
 )
 from ktrdr_core.domain.states import TrainingState
+from ktrdr_core.execution.engine import SessionCheckpoint
 from ktrdr_core.execution.progress_tracker import MIN_BATCH_INTERVAL_S, ProgressTracker
+from ktrdr_core.training.checkpoint_file import LoopPosition
 
 
 class Clock:
@@ -117,6 +120,34 @@ def test_remaining_time_follows_the_pace_of_training_alone(
     assert events[-1].remaining_s == pytest.approx(30.0)
     tracker.report_step(TrainingStep.COMPLETE)
     assert (events[-1].remaining_s, events[-1].overall) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["epoch", "batch"])
+def test_remaining_time_of_a_resumed_training_follows_the_pace_of_this_session(
+    tracker: ProgressTracker, events: list[ProgressEvent], clock: Clock, kind: str
+) -> None:
+    tracker.report_step(TrainingStep.TRAINING)
+    clock.now_s += 10.0
+    if kind == "batch":  # half of the epoch
+        tracker.report_progress(91, 100, metrics("batch", batch=5, total_batches_per_epoch=10))
+    else:
+        tracker.report_progress(91, 100, metrics("epoch"))
+    # 100 epochs, 90 of them done before: 10 s for one of the ten left, or for half of it.
+    assert events[-1].remaining_s == pytest.approx(90.0 if kind == "epoch" else 190.0, rel=0.01)
+    clock.now_s += 10.0
+    tracker.report_progress(92, 100, metrics("epoch"))
+    assert events[-1].remaining_s == pytest.approx(80.0)
+
+
+def test_a_checkpoint_is_described_and_sent(tmp_path: Path) -> None:
+    sent: list[SessionCheckpoint] = []
+    tracker = ProgressTracker(lambda event: None, attempt=1, send_checkpoint=sent.append)
+    assert tracker.checkpoint is None
+    path = tmp_path / "one"
+    path.write_bytes(b"abc")
+    tracker.report_checkpoint(path, LoopPosition(epoch=4, batches_done=2))
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert sent == [tracker.checkpoint] == [SessionCheckpoint(path=path, epoch=3, size_bytes=3, sha256=digest)]
 
 
 def test_batch_events_are_at_most_ten_a_second(

@@ -82,7 +82,16 @@ async def test_a_batch_event_from_before_the_watch_is_not_repeated() -> None:
     log = EventLog(Shelf())
     await log.append(batch(1))
 
-    assert await anext(log.watch(0, heartbeat_s=0.01)) == []
+    assert await anext(log.watch(0, heartbeat_s=0.01)) == ()
+
+
+async def test_a_batch_event_is_shown_once() -> None:
+    log = EventLog(Shelf())
+    watching = log.watch(heartbeat_s=0.01)
+    await log.append(batch(1))
+    assert len(await anext(watching)) == 1
+
+    assert await anext(watching) == ()
 
 
 async def test_a_long_log_comes_in_large_lists() -> None:
@@ -93,7 +102,7 @@ async def test_a_long_log_comes_in_large_lists() -> None:
     assert sizes == [MAX_EVENTS_PER_YIELD, MAX_EVENTS_PER_YIELD, 1]
 
 
-async def _until_quiet(log: EventLog) -> AsyncIterator[list[ProgressEvent]]:
+async def _until_quiet(log: EventLog) -> AsyncIterator[tuple[ProgressEvent, ...]]:
     async for events in log.watch(heartbeat_s=0.01):
         if not events:
             return
@@ -214,3 +223,34 @@ async def test_the_terminal_event_does_not_wait_for_the_throttle() -> None:
     await log.append(state(TrainingState.CANCELLED))
 
     assert sequences(await asyncio.wait_for(rest, 10)) == [2]
+
+
+async def test_watchers_at_the_same_place_get_the_same_tuple_whatever_it_has() -> None:
+    log = EventLog(Shelf())
+    for number in (1, 2):
+        await log.append(epoch(number))
+    watchers = [log.watch(), log.watch(), log.watch(1)]
+
+    first, second, later = [await anext(watching) for watching in watchers]
+    assert first is second
+    assert (sequences(first), sequences(later)) == ([1, 2], [2])
+
+    await log.append(batch(1))
+    first, second, later = [await anext(watching) for watching in watchers]
+    assert first is second is later
+    assert [event.detail for event in first] == [batch(1).detail]
+
+    await log.append(batch(2))
+    (newest,) = await anext(watchers[0])
+    assert newest.detail == batch(2).detail
+
+
+async def test_a_watcher_that_comes_in_between_gets_what_it_lacks_and_no_more() -> None:
+    log = EventLog(Shelf())
+    early = log.watch()
+    await log.append(epoch(1))
+    await log.append(batch(1))
+    late = log.watch()
+
+    assert [event.sequence for event in await anext(late)] == [1]  # that batch was shown before it came
+    assert [event.is_durable for event in await anext(early)] == [True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import CorruptDataError
 from tests.kit.engine import build_result
-from trainer_service.journal import Journal, SessionOrder, WorkerProcess
+from trainer_service.journal import Journal, ResumePoint, SessionOrder
 
 ORDER = SessionOrder(
     session_id="s1",
@@ -22,6 +23,7 @@ ORDER = SessionOrder(
     spec=TrainingSpec(strategy_yaml="name: x\n# ünïcode", epochs=3),
     upload_target="127.0.0.1:50051",
     create_time=datetime(2026, 1, 1, tzinfo=UTC),
+    resume_from=ResumePoint(epoch=7, sha256="ab" * 32),
 )
 
 
@@ -42,8 +44,6 @@ def directory(tmp_path: Path) -> Path:
 
 def test_everything_comes_back(directory: Path) -> None:
     journal, _ = Journal.open(directory)
-    worker = WorkerProcess(pid=4711, start_ticks=99)
-    journal.append_worker(worker)
     journal.append_artifact(directory / "artifact", build_result())
     journal.append_upload_target("127.0.0.1:6000")
     journal.close()
@@ -54,7 +54,8 @@ def test_everything_comes_back(directory: Path) -> None:
     assert content.events == [event(1, TrainingState.RUNNING), event(2)]
     assert content.order.spec == ORDER.spec
     assert content.order.upload_target == "127.0.0.1:6000"
-    assert (content.worker, content.artifact_path) == (worker, directory / "artifact")
+    assert content.order.resume_from == ORDER.resume_from
+    assert content.artifact_path == directory / "artifact"
     assert content.result == build_result()
 
 
@@ -125,10 +126,27 @@ def test_a_line_the_disk_refuses_leaves_no_trace(directory: Path) -> None:
     assert [found.sequence for found in content.events] == [1, 2, 3]
 
 
-def test_a_process_is_told_from_a_later_owner_of_its_pid() -> None:
-    me = WorkerProcess.of(os.getpid())
+def test_a_journal_that_version_0_1_wrote_is_read(directory: Path) -> None:
+    path = directory / "journal.jsonl"
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    first = first.replace(b',"resume_from":{"epoch":7,"sha256":"' + b"ab" * 32 + b'","last_epoch_told":0}', b"")
+    path.write_bytes(b"".join([first, b'{"worker":{"pid":4711,"start_ticks":99}}\n', *rest]))
 
-    assert me is not None
-    assert me == WorkerProcess.of(os.getpid())
-    assert me.start_ticks > 0
-    assert WorkerProcess.of(2**22 + 1) is None
+    journal, content = Journal.open(directory)
+    journal.close()
+
+    assert content.order.resume_from is None
+    assert b"resume_from" not in path.read_bytes()
+    assert len(content.events) == 2
+
+
+def test_a_new_journal_the_disk_does_not_take_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Journal.create(tmp_path / "s1", ORDER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert list(tmp_path.iterdir()) == []

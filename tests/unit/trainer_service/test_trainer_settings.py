@@ -43,3 +43,34 @@ def test_nonsense_is_refused(flags: list[str]) -> None:
 
 def test_flags_that_are_not_given_are_left_to_the_environment() -> None:
     assert parse_flags([]) == {}
+
+
+def test_backends_are_a_list_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTRDR_TRAINER_BACKENDS", "127.0.0.1:1, localhost:2,,127.0.0.1:1")
+
+    assert TrainerSettings().backends == ("127.0.0.1:1", "localhost:2")
+    assert TrainerSettings(**parse_flags(["--backend", "[::1]:3"])).backends == ("[::1]:3",)
+    assert TrainerSettings(**parse_flags(["--backend", ""])).backends == ()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--backend", "nohost"], ["--backend", ":1"], ["--backend", "a:0"], ["--advertise-address", "a"]],
+)
+def test_what_is_no_address_is_refused(flags: list[str]) -> None:
+    with pytest.raises(ValidationError, match="host:port"):
+        TrainerSettings(**parse_flags(flags))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "127.0.0.1", "localhost"])  # noqa: S104
+def test_a_trainer_that_a_backend_cannot_reach_says_where_it_can(host: str) -> None:
+    with pytest.raises(ValidationError, match="--advertise-address"):
+        TrainerSettings(**parse_flags(["--host", host, "--backend", "a:1"]))
+
+    settings = TrainerSettings(
+        **parse_flags(["--host", host, "--backend", "a:1", "--advertise-address", "gpu.lan:50052"])
+    )
+
+    assert settings.advertise_address == "gpu.lan:50052"
+    assert TrainerSettings(host=host).backends == ()
+    assert TrainerSettings(host="gpu.lan", backends=("a:1",)).advertise_address == ""

@@ -12,10 +12,12 @@ import typer
 
 from ktrdr_client.cli import exit_codes
 from ktrdr_client.cli.data_app import data_app
+from ktrdr_client.cli.errors import tell, write_json_error
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.models_app import models_app
 from ktrdr_client.cli.options import FLAG, EndDate, Json, StartDate, TrainingId, go, session_of
 from ktrdr_client.cli.session import CliSession
+from ktrdr_client.cli.trainers_app import trainers_app
 from ktrdr_client.settings import ClientSettings
 from ktrdr_core.errors import InternalError, InvalidInputError, KtrdrError
 
@@ -43,6 +45,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(backend_app, name="backend")
 app.add_typer(trainer_app, name="trainer")
 app.add_typer(data_app, name="data")
+app.add_typer(trainers_app, name="trainers")
 
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -113,6 +116,16 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change the strategy, such as indicators[0].period=21."),
     ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whose training it is, for the fair share; also KTRDR_USER. Default: your login.")
+    ] = None,
+    priority: Annotated[int, typer.Option(help="-100 to 100; a higher one goes first.")] = 0,
+    retries: Annotated[
+        int | None, typer.Option(metavar="N", help="Further attempts after a lost trainer; 0: none. Default: 5.")
+    ] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="Idempotency key: the same one again answers the same training.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", metavar=FLAG, help="Do not watch; print the id and end.")] = False,
     validate_only: Annotated[
         bool, typer.Option("--validate-only", metavar=FLAG, help="Check everything, train nothing.")
@@ -138,6 +151,10 @@ def train(
         assignments=tuple(assignments or ()),
         detach=detach,
         validate_only=validate_only,
+        user=user,
+        priority=priority,
+        retries=retries,
+        request_id=request_id,
     )
     return go(body(session_of(context, is_json=as_json), arguments))
 
@@ -153,24 +170,47 @@ def watch(context: typer.Context, training_id: TrainingId, as_json: Json = False
 @app.command()
 def cancel(
     context: typer.Context,
-    training_id: TrainingId,
+    training_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of trainings, or their first characters.")
+    ] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="Instead of an id: what Train was given, also before it arrives.")
+    ] = None,
+    queued: Annotated[
+        bool, typer.Option("--queued", metavar=FLAG, help="All queued trainings of the backend, of every user.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar=FLAG, help="With --queued: do not ask.")] = False,
     save_checkpoint: Annotated[
         bool, typer.Option("--save-checkpoint", metavar=FLAG, help="Stop at the next batch and keep a checkpoint.")
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """End a training; answers when its worker is gone."""
-    from ktrdr_client.cli.training_commands import cancel as body
+    """End trainings; answers when their workers are gone."""
+    from ktrdr_client.cli.cancel_command import cancel as body
 
-    return go(body(session_of(context, is_json=as_json), training_id, save_checkpoint=save_checkpoint))
+    return go(
+        body(
+            session_of(context, is_json=as_json),
+            training_ids or (),
+            request_id=request_id,
+            is_queued=queued,
+            yes=yes,
+            save_checkpoint=save_checkpoint,
+        )
+    )
 
 
 @app.command()
-def show(context: typer.Context, training_id: TrainingId, as_json: Json = False) -> int:
-    """Show one training."""
-    from ktrdr_client.cli.training_commands import show as body
+def show(
+    context: typer.Context,
+    training_id: TrainingId,
+    events: Annotated[bool, typer.Option("--events", metavar=FLAG, help="Print every event, too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Tell the whole story of one training."""
+    from ktrdr_client.cli.story import show as body
 
-    return go(body(session_of(context, is_json=as_json), training_id))
+    return go(body(session_of(context, is_json=as_json), training_id, with_events=events))
 
 
 @app.command(name="list")
@@ -186,9 +226,9 @@ def list_trainings(
 
 
 @app.command()
-def trainers(context: typer.Context, as_json: Json = False) -> int:
-    """List the trainers the backend knows, with their health."""
-    from ktrdr_client.cli.training_commands import trainers as body
+def doctor(context: typer.Context, as_json: Json = False) -> int:
+    """Check addresses, versions, clocks, disk, devices and more, and say what to do."""
+    from ktrdr_client.cli.doctor import doctor as body
 
     return go(body(session_of(context, is_json=as_json)))
 
@@ -312,12 +352,12 @@ def run(arguments: Sequence[str]) -> int:
         text = error.message
         if isinstance(error, InternalError):
             text += "; run again with --debug and look into the service's log"
-        _tell(text)
+        tell(text)
         if "--json" in arguments:
-            _write_json_error(error)
+            write_json_error(error)
         return exit_codes.of_error(error)
     except (KeyboardInterrupt, typer.Abort):
-        _tell("interrupted")
+        tell("interrupted")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`ktrdr list | head`): nothing is left to say.
@@ -326,27 +366,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # the edge: a defect is one sentence for people, a traceback with --debug
         if is_debug:
             raise
-        _tell(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it")
+        tell(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it")
         return ExitCode.FAILED
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(f"ktrdr: {' '.join(text.split())}\n")
-
-
-def _write_json_error(error: KtrdrError) -> None:
-    from ktrdr_client.cli.json_lines import line
-
-    fields = {
-        "reason": error.reason,
-        "message": error.message,
-        "exit_code": int(exit_codes.of_error(error)),
-        "metadata": error.metadata,
-        "violations": [
-            {"field": each.field, "description": each.description} for each in getattr(error, "violations", ())
-        ],
-    }
-    sys.stdout.write(line("error", fields) + "\n")
 
 
 def _usage_error(error: Any, arguments: Sequence[str]) -> int:
@@ -363,7 +384,7 @@ def _usage_error(error: Any, arguments: Sequence[str]) -> int:
         text = f"{misplaced} goes before the command: ktrdr {misplaced} ... {path.removeprefix('ktrdr ')}"
     else:
         text = f"{text}; see {path} --help"
-    _tell(text)
+    tell(text)
     if "--json" in arguments:
-        _write_json_error(InvalidInputError(text))
+        write_json_error(InvalidInputError(text))
     return ExitCode.BAD_INPUT

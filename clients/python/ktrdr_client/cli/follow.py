@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
 from typing import Any
 
 from ktrdr_client.async_client import AsyncClient
-from ktrdr_client.cli import exit_codes, json_lines
+from ktrdr_client.cli import exit_codes, formats, json_lines
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.report import tell_end
 from ktrdr_client.cli.session import CliSession
-from ktrdr_client.cli.views import JsonView, PlainView, View
+from ktrdr_client.cli.signals import signals
+from ktrdr_client.cli.views import JsonView, PlainView, View, queue_sentence
 from ktrdr_client.types import Training
 from ktrdr_core.errors import IllegalStateError, KtrdrError
 
+_END_RETRY_S = 60.0  # the backend may restart between the last event and this
+_REMIND_S = 300.0
 _QUESTION = "\ndetach (d), stop with a checkpoint (s), cancel (c), or go on watching (Enter)? "
 
 
@@ -30,12 +32,14 @@ async def follow(session: CliSession, client: AsyncClient, training: Training) -
     """
     view = _choose_view(session)
     view.begin(training)
+    if training.queue is not None and not session.is_json:
+        view.note(queue_sentence(training.queue))
     watching = asyncio.create_task(_watch(client, training.training_id, view))
     ending: asyncio.Task[None] | None = None
     try:
-        async with _signals() as signals:
+        async with signals() as arrived:
             while not watching.done():
-                signalled = asyncio.create_task(signals.get())
+                signalled = asyncio.create_task(arrived.get())
                 await asyncio.wait({watching, signalled}, return_when=asyncio.FIRST_COMPLETED)
                 if watching.done():
                     signalled.cancel()
@@ -43,7 +47,7 @@ async def follow(session: CliSession, client: AsyncClient, training: Training) -
                 choice = "d"
                 if signalled.result() is signal.SIGINT and _can_ask(session):
                     view.pause()
-                    choice = await _ask(signals, watching)
+                    choice = await _ask(arrived, watching)
                     if watching.done():
                         break
                     view.resume()
@@ -64,7 +68,7 @@ async def follow(session: CliSession, client: AsyncClient, training: Training) -
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-    ended = await client.get_training(training.training_id)
+    ended = await client.get_training(training.training_id, retry_for_s=_END_RETRY_S)
     if session.is_json:
         session.write_json(json_lines.line("result", ended))
     else:
@@ -87,18 +91,25 @@ def _can_ask(session: CliSession) -> bool:
 
 
 async def _watch(client: AsyncClient, training_id: str, view: View) -> None:
-    lost = False
+    lost_at: float | None = None
+    reminders = 0
 
     def on_reconnect(problem: KtrdrError) -> None:
-        nonlocal lost
-        if not lost:
+        nonlocal lost_at, reminders
+        if lost_at is None:
+            lost_at, reminders = time.monotonic(), 0
             view.note(f"connection lost ({problem.message}); reconnecting ...")
-        lost = True
+        elif time.monotonic() - lost_at > _REMIND_S * (reminders + 1):
+            reminders += 1
+            view.note(f"still not connected after {formats.duration(time.monotonic() - lost_at)} ({problem.message})")
 
-    async for event in client.stream_progress(training_id, on_reconnect=on_reconnect):
-        if lost:
+    def on_connect() -> None:
+        nonlocal lost_at
+        if lost_at is not None:
             view.note("connected again")
-            lost = False
+        lost_at = None
+
+    async for event in client.stream_progress(training_id, on_reconnect=on_reconnect, on_connect=on_connect):
         view.event(event)
 
 
@@ -111,7 +122,7 @@ async def _end(client: AsyncClient, training_id: str, *, save_checkpoint: bool, 
         view.note(f"it could not be ended: {error.message}")
 
 
-async def _ask(signals: asyncio.Queue[signal.Signals], watching: asyncio.Task[None]) -> str:
+async def _ask(arrived: asyncio.Queue[signal.Signals], watching: asyncio.Task[None]) -> str:
     """Return "d", "s", "c" or "" (go on); a second Ctrl-C is "d", the end of the training is ""."""
     sys.stderr.write(_QUESTION)
     sys.stderr.flush()
@@ -124,7 +135,7 @@ async def _ask(signals: asyncio.Queue[signal.Signals], watching: asyncio.Task[No
             answered.set_result(text.strip().lower()[:1] if text else "d")
 
     loop.add_reader(sys.stdin.fileno(), read)
-    again = asyncio.create_task(signals.get())
+    again = asyncio.create_task(arrived.get())
     try:
         waited: set[asyncio.Future[Any]] = {answered, again, watching}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -135,21 +146,6 @@ async def _ask(signals: asyncio.Queue[signal.Signals], watching: asyncio.Task[No
         return answered.result()
     sys.stderr.write("\n")
     return "d" if again.done() and not watching.done() else ""
-
-
-@asynccontextmanager
-async def _signals() -> AsyncIterator[asyncio.Queue[signal.Signals]]:
-    """Turn SIGINT and SIGTERM into items of a queue."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, queue.put_nowait, number)
-    try:
-        yield queue
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
 
 
 def _tell_detached(session: CliSession, training_id: str) -> None:

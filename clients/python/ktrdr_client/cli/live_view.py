@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ktrdr_client.cli import formats
 from ktrdr_client.cli.session import CliSession
-from ktrdr_client.cli.views import series_of
+from ktrdr_client.cli.views import describe, is_queued_again, series_of
 from ktrdr_client.types import Training
 from ktrdr_core.domain.progress import (
     NUM_STEPS,
@@ -52,9 +52,12 @@ class LiveView:
         self.resume()
 
     def event(self, event: ProgressEvent) -> None:
-        if event.attempt > self._summary.attempt and self._summary.step is not None:
+        is_lost = is_queued_again(event)
+        if is_lost or (event.attempt > self._summary.attempt and self._summary.step is not None):
             self._summary = ProgressSummary(warnings=self._summary.warnings)  # the next attempt begins anew
         self._summary.apply(event)
+        if is_lost:
+            self.note(describe(event))
         self._heard_at = time.monotonic()
         if isinstance(event.detail, WarningDetail):
             self.note(f"warning: {event.detail.message}")
@@ -98,6 +101,8 @@ class LiveView:
                 text.append(f"  {words}" if words else "")
             text.append(f"  {training.training_id}", style="dim")
         text.append(f"  {self._summary.state.lower()}", style=_state_style(self._summary.state))
+        if self._summary.attempt > 1:
+            text.append(f"  attempt {self._summary.attempt}", style="yellow")
         return text
 
     def _bars(self) -> Table:

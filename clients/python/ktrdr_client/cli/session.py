@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktrdr_client.settings import DEFAULT_DATA_DIR, ClientSettings
-from ktrdr_core.errors import UnreachableError
+from ktrdr_core.errors import KtrdrError, NoSlotError, UnreachableError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ktrdr_client.async_client import AsyncClient
+
+
+TRAIN_RETRY_S = 30.0
+"""How long Train is tried again by itself."""
+
+_WATCH_GIVE_UP_S = 3600.0  # a laptop that comes back from lunch, a backend that is upgraded
 
 
 @dataclass(kw_only=True)
@@ -31,6 +37,7 @@ class CliSession:
     settings: ClientSettings
     is_json: bool = False
     _consoles: dict[str, Console] = field(default_factory=dict)
+    _told: set[type[KtrdrError]] = field(default_factory=set)
 
     @property
     def out(self) -> Console:
@@ -74,6 +81,7 @@ class CliSession:
     async def client(self) -> AsyncIterator[AsyncClient]:
         """Connect to the backend asked for, or to the embedded one, started if need be."""
         from ktrdr_client.async_client import AsyncClient
+        from ktrdr_client.progress_stream import ReconnectPolicy
 
         address = self.settings.backend
         if address is None:
@@ -84,7 +92,12 @@ class CliSession:
             )
             address = found.backend
             self._check_bars(found.bars_dir)
-        async with AsyncClient(address) as client:
+        async with AsyncClient(
+            address,
+            retry_for_s=TRAIN_RETRY_S,
+            reconnect=ReconnectPolicy(give_up_after_s=_WATCH_GIVE_UP_S),
+            on_retry=self._tell_retry,
+        ) as client:
             try:
                 yield client
             except UnreachableError as error:
@@ -93,6 +106,14 @@ class CliSession:
                     "`ktrdr backend serve`, or leave --backend out to use an embedded one",
                     metadata=error.metadata,
                 ) from error
+
+    def _tell_retry(self, problem: KtrdrError) -> None:
+        """Say once for each kind of problem that Train is tried again."""
+        if type(problem) in self._told:
+            return
+        self._told.add(type(problem))
+        pause = f" in {problem.retry_after_s:.0f} s" if isinstance(problem, NoSlotError) else ""
+        self.note(f"{problem.message}; trying again{pause}, for at most {TRAIN_RETRY_S:.0f} s ...")
 
     def _check_bars(self, served: str) -> None:
         wanted = self.settings.bars_dir

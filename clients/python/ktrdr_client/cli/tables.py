@@ -23,9 +23,9 @@ def say_table(session: CliSession, columns: Sequence[str], rows: Sequence[Sequen
         session.out.print(Text(_GAP.join(cells).rstrip(), style="dim" if number == 0 else ""))
 
 
-def say_fields(session: CliSession, fields: dict[str, str]) -> None:
+def say_fields(session: CliSession, fields: dict[str, str], *, indent: int = 0) -> None:
     """Print one line for each field that has a value."""
     width = max(len(key) for key in fields) + 2
     for key, value in fields.items():
         if value:
-            session.out.print(Text.assemble((f"{key:<{width}}", "dim"), value))
+            session.out.print(Text.assemble((f"{' ' * indent}{key:<{width}}", "dim"), value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -11,6 +12,7 @@ from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.types import Training
 from ktrdr_core.config.loader import parse_strategy, read_strategy_text
+from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, RetryMode, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.errors import InvalidInputError, InvalidSpecError, StrategyNotFoundError
 
@@ -35,6 +37,10 @@ class TrainArguments:
     assignments: tuple[str, ...] = ()
     detach: bool = False
     validate_only: bool = False
+    user: str | None = None
+    priority: int = 0
+    retries: int | None = None
+    request_id: str | None = None
 
 
 async def train(session: CliSession, arguments: TrainArguments) -> int:
@@ -42,11 +48,24 @@ async def train(session: CliSession, arguments: TrainArguments) -> int:
     # Bad input is refused before a backend is started.
     text, name = read_strategy(arguments)
     spec = build_spec(arguments, text)
+    scheduling = build_scheduling(arguments, session.settings.user)
+    request_id = arguments.request_id or str(uuid.uuid4())
 
     from ktrdr_client.cli.follow import follow
+    from ktrdr_client.cli.send_train import send_train
 
     async with session.client() as client:
-        training = await client.train(spec, strategy_name=name, validate_only=arguments.validate_only)
+        sending = client.train(
+            spec,
+            strategy_name=name,
+            request_id=request_id,
+            validate_only=arguments.validate_only,
+            scheduling=scheduling,
+        )
+        is_own_id = arguments.request_id is None
+        training = await send_train(session, client, sending, request_id=request_id, is_own_id=is_own_id)
+        if isinstance(training, ExitCode):
+            return training
         if arguments.validate_only:
             _tell_valid(session, training)
             return ExitCode.OK
@@ -101,6 +120,25 @@ def build_spec(arguments: TrainArguments, text: str) -> TrainingSpec:
         require_gpu=arguments.require_gpu,
         execution_mode=ExecutionMode(arguments.mode) if arguments.mode else None,
         seed=42 if arguments.seed is None else arguments.seed,
+    )
+
+
+def build_scheduling(arguments: TrainArguments, user: str) -> Scheduling:
+    """Return what is asked of the queue.
+
+    Args:
+        arguments: What was typed.
+        user: Whose training it is where nothing was typed.
+
+    Raises:
+        InvalidSpecError: A value breaks a rule.
+    """
+    retries = arguments.retries
+    return Scheduling(
+        user=user if arguments.user is None else arguments.user,
+        priority=arguments.priority,
+        retry=RetryMode.NEVER if retries == 0 else DEFAULT_SCHEDULING.retry,
+        max_retries=DEFAULT_SCHEDULING.max_retries if retries is None else retries,
     )
 
 

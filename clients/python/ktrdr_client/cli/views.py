@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ktrdr_client.cli import formats, json_lines
 from ktrdr_client.cli.session import CliSession
-from ktrdr_client.types import Training
+from ktrdr_client.types import QueueStatus, Training
 from ktrdr_core.domain.progress import (
     NUM_STEPS,
     BatchDetail,
@@ -16,6 +16,7 @@ from ktrdr_core.domain.progress import (
     StepDetail,
     WarningDetail,
 )
+from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import InvalidStrategyError
 
 
@@ -105,11 +106,28 @@ def series_of(training: Training) -> tuple[str, str]:
     return ", ".join(symbols), ", ".join(timeframes)
 
 
+def queue_sentence(queue: QueueStatus) -> str:
+    """Return where a training was in the queue when it was asked."""
+    wait = "" if queue.estimated_wait_s is None else f", about {formats.duration(queue.estimated_wait_s)} to wait"
+    waiting_for = f"; {queue.waiting_for}" if queue.waiting_for else ""
+    return f"{queue.position} of {queue.num_queued} in the queue{wait}{waiting_for}"
+
+
+def is_queued_again(event: ProgressEvent) -> bool:
+    """Return whether the event says that an attempt was lost and another will follow; a log begins with QUEUED."""
+    return isinstance(event.detail, StateDetail) and event.detail.state is TrainingState.QUEUED and event.sequence > 1
+
+
 def describe(event: ProgressEvent) -> str:
     """Return one line for a durable event; "" for a batch."""
     match event.detail:
         case StateDetail() as detail:
-            return f"{detail.state.lower()}{': ' if detail.message else ''}{detail.message}"
+            state = detail.state.lower()
+            if is_queued_again(event):
+                state = f"queued again, attempt {event.attempt} is lost" if event.attempt else "queued again"
+            elif detail.state is TrainingState.RUNNING and event.attempt > 1:
+                state = f"running, attempt {event.attempt}"
+            return f"{state}{': ' if detail.message else ''}{detail.message}"
         case StepDetail() as detail:
             return f"step {int(detail.step)}/{NUM_STEPS}  {detail.title}"
         case EpochDetail() as detail:

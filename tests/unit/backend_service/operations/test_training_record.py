@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend_service.operations.pages import check_page_size, decode_page_token, encode_page_token
+from backend_service.operations.patience import Patience
 from backend_service.operations.records import (
+    LOST,
+    Fence,
     SessionRow,
     TrainingRow,
     fold,
@@ -16,12 +21,11 @@ from backend_service.operations.records import (
     summary_to_json,
 )
 from backend_service.operations.training_record import TrainingRecord
-from backend_service.operations.trainings import check_page_size, decode_page_token, encode_page_token
 from ktrdr_core.clock import utc_now
 from ktrdr_core.domain.progress import BatchDetail, EpochDetail, ProgressEvent, ProgressSummary, StateDetail
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.domain.states import TRANSITIONS, TrainingState
-from ktrdr_core.errors import IllegalStateError, InvalidInputError
+from ktrdr_core.errors import IllegalStateError, InvalidInputError, StorageError
 
 
 class Store:
@@ -52,7 +56,7 @@ def a_record(store: Store, **kwargs: object) -> TrainingRecord:
         create_time=utc_now(),
     )
     queued = ProgressEvent(sequence=1, create_time=utc_now(), detail=StateDetail(state=TrainingState.QUEUED))
-    return TrainingRecord(store, row, events=[queued], **kwargs)  # type: ignore[arg-type]
+    return TrainingRecord(store, row, Patience(), events=[queued], **kwargs)  # type: ignore[arg-type]
 
 
 def an_epoch(number: int) -> ProgressEvent:
@@ -157,8 +161,8 @@ def test_no_walk_leaves_the_table_of_states(walk: list[TrainingState]) -> None:
 async def test_accepted_cancel_is_kept_for_a_restart() -> None:
     store = Store()
     record = a_record(store)
-    await record.accept_cancel(save_checkpoint=True, message="stop")
-    await record.accept_cancel(save_checkpoint=False, message="kill")
+    await record.accept_cancel(reason="r", save_checkpoint=True, message="stop")
+    await record.accept_cancel(reason="r", save_checkpoint=False, message="kill")
     assert record.row.cancel_save_checkpoint is False
     assert [event is not None for _, event, _ in store.saved] == [True, False]
 
@@ -203,9 +207,83 @@ async def test_what_is_asked_after_a_cancel_is_stored_after_it_though_nobody_wai
     await record.move_to(TrainingState.RUNNING, "Runs")
     store.gate.clear()
 
-    accepting = record.accept_cancel(save_checkpoint=False, message="Cancelling")
+    accepting = record.accept_cancel(reason="r", save_checkpoint=False, message="Cancelling")
     ending = asyncio.create_task(record.move_to(TrainingState.CANCELLED, "gone"))
     store.gate.set()
     await asyncio.gather(accepting, ending)
 
     assert [row.state for row, _, _ in store.saved[1:]] == [TrainingState.CANCELLING, TrainingState.CANCELLED]
+
+
+def a_session(attempt: int = 1, **fields: object) -> SessionRow:
+    return SessionRow(session_id=f"t-{attempt}", training_id="t", attempt=attempt, trainer="gpu:1", **fields)  # type: ignore[arg-type]
+
+
+async def test_lost_attempt_and_requeued_training_are_one_write() -> None:
+    store = Store()
+    record = a_record(store)
+    await record.put_session(a_session())
+    await record.move_to(TrainingState.RUNNING, "runs", session=a_session(last_sequence=2))
+    await record.lose_session(a_session(last_sequence=3), error_reason="TRAINER_LOST", message="it is gone")
+    row, event, session = store.saved[-1]
+    assert event is not None
+    assert session is not None
+    assert (row.state, row.placement) == (TrainingState.QUEUED, None)
+    assert (session.outcome, session.fence, session.last_sequence) == (LOST, Fence.PENDING, 3)
+    assert isinstance(event.detail, StateDetail)
+    assert (event.detail.state, event.detail.error_reason) == (TrainingState.QUEUED, "TRAINER_LOST")
+    assert record.live_session is None
+
+
+async def test_attempt_lost_before_it_began_leaves_the_training_queued() -> None:
+    store = Store()
+    record = a_record(store)
+    await record.put_session(a_session())
+    await record.lose_session(a_session(), error_reason="TRAINER_LOST", message="it is gone")
+    assert (record.state, record.log.last_sequence) == (TrainingState.QUEUED, 1)
+    assert record.sessions[0].outcome == LOST
+
+
+async def test_training_that_is_being_cancelled_is_not_requeued() -> None:
+    record = a_record(Store())
+    await record.move_to(TrainingState.RUNNING, "runs", session=a_session())
+    await record.accept_cancel(save_checkpoint=False, reason="r", message="m")
+    with pytest.raises(IllegalStateError):
+        await record.lose_session(a_session(), error_reason="TRAINER_LOST", message="it is gone")
+    assert record.live_session is not None
+
+
+async def test_epochs_an_attempt_repeats_after_its_checkpoint_are_not_told_again() -> None:
+    store = Store()
+    record = a_record(store)
+    await record.move_to(TrainingState.RUNNING, "runs", session=a_session())
+    for number in (1, 2, 3):
+        await record.append(an_epoch(number), session=a_session())
+    resumed = a_session(2, resumed_from_epoch=1)
+    for sequence, number in enumerate((2, 3, 4), start=3):
+        await record.append(an_epoch(number), session=replace(resumed, last_sequence=sequence))
+    told = [event.detail.epoch for event in record.log.events if isinstance(event.detail, EpochDetail)]
+    assert told == [1, 2, 3, 4]
+    assert record.sessions[-1].last_sequence == 5  # what was not told is taken notice of all the same
+
+
+async def test_end_of_a_training_ends_its_attempt_with_the_same_write() -> None:
+    store = Store()
+    record = a_record(store)
+    await record.move_to(TrainingState.RUNNING, "runs", session=a_session())
+    await record.move_to(TrainingState.FAILED, "NaN", error_reason="NON_FINITE_LOSS")
+    session = store.saved[-1][2]
+    assert session is not None
+    assert (session.outcome, session.error_reason, session.message) == ("FAILED", "NON_FINITE_LOSS", "NaN")
+    assert session.fence is Fence.NONE
+
+
+async def test_change_waits_for_a_store_that_takes_no_writes_and_is_not_shown_before() -> None:
+    store = Store()
+    record = a_record(store)
+    store.failure = StorageError("the disk is full")
+    moving = asyncio.create_task(record.move_to(TrainingState.RUNNING, "runs"))
+    await asyncio.sleep(0.01)
+    assert (record.state, record.log.last_sequence) == (TrainingState.QUEUED, 1)
+    await moving
+    assert (record.state, record.log.last_sequence, len(store.saved)) == (TrainingState.RUNNING, 2, 1)

@@ -94,6 +94,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The call or training was cancelled. CANCELLED."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 34
     """A defect of the service. INTERNAL; details are in its log only."""
+    ERROR_REASON_CHECKPOINT_NOT_FOUND: _ErrorReason.ValueType  # 35
+    """No such checkpoint on this trainer. NOT_FOUND; put it there with PutCheckpoint, then train."""
+    ERROR_REASON_VERSION_SKEW: _ErrorReason.ValueType  # 36
+    """Backend and trainer are of versions that do not work together. FAILED_PRECONDITION; metadata
+    {"backend_version": "0.2.0", "trainer_version": "0.1.0"}.
+    """
+    ERROR_REASON_STORAGE_UNAVAILABLE: _ErrorReason.ValueType  # 37
+    """Disk or database takes no writes now. UNAVAILABLE; nothing was changed, try again once there is space."""
+    ERROR_REASON_DEVICE_FAILED: _ErrorReason.ValueType  # 38
+    """The GPU or its driver failed under the worker; the error of a FAILED training, with the last lines of its stderr."""
+    ERROR_REASON_OUT_OF_MEMORY: _ErrorReason.ValueType  # 39
+    """The worker had no memory left, on the host or on the GPU; the error of a FAILED training."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of a failed call, sent as `google.rpc.ErrorInfo.reason` (without the prefix) with domain
@@ -172,4 +184,16 @@ ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 33
 """The call or training was cancelled. CANCELLED."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 34
 """A defect of the service. INTERNAL; details are in its log only."""
+ERROR_REASON_CHECKPOINT_NOT_FOUND: ErrorReason.ValueType  # 35
+"""No such checkpoint on this trainer. NOT_FOUND; put it there with PutCheckpoint, then train."""
+ERROR_REASON_VERSION_SKEW: ErrorReason.ValueType  # 36
+"""Backend and trainer are of versions that do not work together. FAILED_PRECONDITION; metadata
+{"backend_version": "0.2.0", "trainer_version": "0.1.0"}.
+"""
+ERROR_REASON_STORAGE_UNAVAILABLE: ErrorReason.ValueType  # 37
+"""Disk or database takes no writes now. UNAVAILABLE; nothing was changed, try again once there is space."""
+ERROR_REASON_DEVICE_FAILED: ErrorReason.ValueType  # 38
+"""The GPU or its driver failed under the worker; the error of a FAILED training, with the last lines of its stderr."""
+ERROR_REASON_OUT_OF_MEMORY: ErrorReason.ValueType  # 39
+"""The worker had no memory left, on the host or on the GPU; the error of a FAILED training."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

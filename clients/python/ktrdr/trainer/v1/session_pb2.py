@@ -23,19 +23,20 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from ktrdr.trainer.v1 import checkpoint_pb2 as ktrdr_dot_trainer_dot_v1_dot_checkpoint__pb2
 from ktrdr.training.v1 import training_pb2 as ktrdr_dot_training_dot_v1_dot_training__pb2
 from ktrdr.training.v1 import training_result_pb2 as ktrdr_dot_training_dot_v1_dot_training__result__pb2
 from ktrdr.training.v1 import training_spec_pb2 as ktrdr_dot_training_dot_v1_dot_training__spec__pb2
 from ktrdr.training.v1 import training_state_pb2 as ktrdr_dot_training_dot_v1_dot_training__state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ektrdr/trainer/v1/session.proto\x12\x10ktrdr.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a ktrdr/training/v1/training.proto\x1a\'ktrdr/training/v1/training_result.proto\x1a%ktrdr/training/v1/training_spec.proto\x1a&ktrdr/training/v1/training_state.proto\"\xbb\x04\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .ktrdr.training.v1.TrainingState\x12-\n\x04spec\x18\x05 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08progress\x18\x08 \x01(\x0b\x32\x1b.ktrdr.training.v1.Progress\x12/\n\x05\x65rror\x18\t \x01(\x0b\x32 .ktrdr.training.v1.TrainingError\x12\x31\n\x06result\x18\n \x01(\x0b\x32!.ktrdr.training.v1.TrainingResult\x12\x38\n\x0eresource_usage\x18\x0b \x01(\x0b\x32 .ktrdr.training.v1.ResourceUsage\x12\x15\n\rartifact_path\x18\x0c \x01(\t\x12\x17\n\x0f\x63heckpoint_path\x18\r \x01(\t\x12\x12\n\nworker_pid\x18\x0e \x01(\x03\x12\x15\n\rlast_sequence\x18\x0f \x01(\x03\x12\x0f\n\x07message\x18\x10 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ektrdr/trainer/v1/session.proto\x12\x10ktrdr.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!ktrdr/trainer/v1/checkpoint.proto\x1a ktrdr/training/v1/training.proto\x1a\'ktrdr/training/v1/training_result.proto\x1a%ktrdr/training/v1/training_spec.proto\x1a&ktrdr/training/v1/training_state.proto\"\x8c\x05\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .ktrdr.training.v1.TrainingState\x12-\n\x04spec\x18\x05 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08progress\x18\x08 \x01(\x0b\x32\x1b.ktrdr.training.v1.Progress\x12/\n\x05\x65rror\x18\t \x01(\x0b\x32 .ktrdr.training.v1.TrainingError\x12\x31\n\x06result\x18\n \x01(\x0b\x32!.ktrdr.training.v1.TrainingResult\x12\x38\n\x0eresource_usage\x18\x0b \x01(\x0b\x32 .ktrdr.training.v1.ResourceUsage\x12\x15\n\rartifact_path\x18\x0c \x01(\t\x12\x17\n\x0f\x63heckpoint_path\x18\r \x01(\t\x12\x12\n\nworker_pid\x18\x0e \x01(\x03\x12\x15\n\rlast_sequence\x18\x0f \x01(\x03\x12\x0f\n\x07message\x18\x10 \x01(\t\x12\x33\n\ncheckpoint\x18\x11 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRef\x12\x1a\n\x12resumed_from_epoch\x18\x12 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.trainer.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSION']._serialized_start=240
-  _globals['_SESSION']._serialized_end=811
+  _globals['_SESSION']._serialized_start=275
+  _globals['_SESSION']._serialized_end=927
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from ktrdr.trainer.v1 import checkpoint_pb2 as _checkpoint_pb2
 from ktrdr.training.v1 import training_pb2 as _training_pb2
 from ktrdr.training.v1 import training_result_pb2 as _training_result_pb2
 from ktrdr.training.v1 import training_spec_pb2 as _training_spec_pb2
@@ -43,6 +44,8 @@ class Session(_message.Message):
     WORKER_PID_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    RESUMED_FROM_EPOCH_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Identity on the trainer."""
     training_id: _builtins.str
@@ -61,6 +64,8 @@ class Session(_message.Message):
     """Sequence of its last durable event."""
     message: _builtins.str
     """One sentence on the state."""
+    resumed_from_epoch: _builtins.int
+    """Last epoch of the checkpoint it went on from; 0 if it began at the beginning."""
     @_builtins.property
     def spec(self) -> _training_spec_pb2.TrainingSpec:
         """What is trained."""
@@ -89,6 +94,10 @@ class Session(_message.Message):
     def resource_usage(self) -> _training_pb2.ResourceUsage:
         """Resources its worker uses. Set while RUNNING."""
 
+    @_builtins.property
+    def checkpoint(self) -> _checkpoint_pb2.CheckpointRef:
+        """Newest checkpoint. Unset before there is one."""
+
     def __init__(
         self,
         *,
@@ -108,10 +117,12 @@ class Session(_message.Message):
         worker_pid: _builtins.int = ...,
         last_sequence: _builtins.int = ...,
         message: _builtins.str = ...,
+        checkpoint: _checkpoint_pb2.CheckpointRef | None = ...,
+        resumed_from_epoch: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "resource_usage", b"resource_usage", "result", b"result", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "resource_usage", b"resource_usage", "result", b"result", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_path", b"artifact_path", "attempt", b"attempt", "checkpoint_path", b"checkpoint_path", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_sequence", b"last_sequence", "message", b"message", "progress", b"progress", "resource_usage", b"resource_usage", "result", b"result", "session_id", b"session_id", "spec", b"spec", "state", b"state", "training_id", b"training_id", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_path", b"artifact_path", "attempt", b"attempt", "checkpoint", b"checkpoint", "checkpoint_path", b"checkpoint_path", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_sequence", b"last_sequence", "message", b"message", "progress", b"progress", "resource_usage", b"resource_usage", "result", b"result", "resumed_from_epoch", b"resumed_from_epoch", "session_id", b"session_id", "spec", b"spec", "state", b"state", "training_id", b"training_id", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#ktrdr/trainer/v1/trainer_info.proto\x12\x10ktrdr.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x02\n\x0bTrainerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0epython_version\x18\x02 \x01(\t\x12\x15\n\rtorch_version\x18\x03 \x01(\t\x12)\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x18.ktrdr.trainer.v1.Device\x12\x11\n\tnum_slots\x18\x05 \x01(\x05\x12\x16\n\x0enum_free_slots\x18\x06 \x01(\x05\x12\x13\n\x0bis_draining\x18\x07 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x01\n\x06\x44\x65vice\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12 \n\x13memory_available_gb\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12 \n\x18supports_mixed_precision\x18\x04 \x01(\x08\x42\x16\n\x14_memory_available_gbb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#ktrdr/trainer/v1/trainer_info.proto\x12\x10ktrdr.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x02\n\x0bTrainerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0epython_version\x18\x02 \x01(\t\x12\x15\n\rtorch_version\x18\x03 \x01(\t\x12)\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x18.ktrdr.trainer.v1.Device\x12\x11\n\tnum_slots\x18\x05 \x01(\x05\x12\x16\n\x0enum_free_slots\x18\x06 \x01(\x05\x12\x13\n\x0bis_draining\x18\x07 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ntrainer_id\x18\n \x01(\t\x12\x30\n\x0c\x63urrent_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64isk_free_bytes\x18\x0c \x01(\x03\"\x87\x01\n\x06\x44\x65vice\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12 \n\x13memory_available_gb\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12 \n\x18supports_mixed_precision\x18\x04 \x01(\x08\x42\x16\n\x14_memory_available_gbb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.trainer.v1.trainer_in
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRAINERINFO']._serialized_start=91
-  _globals['_TRAINERINFO']._serialized_end=351
-  _globals['_DEVICE']._serialized_start=354
-  _globals['_DEVICE']._serialized_end=489
+  _globals['_TRAINERINFO']._serialized_end=446
+  _globals['_DEVICE']._serialized_start=449
+  _globals['_DEVICE']._serialized_end=584
 # @@protoc_insertion_point(module_scope)

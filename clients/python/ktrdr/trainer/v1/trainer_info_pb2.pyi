@@ -34,6 +34,9 @@ class TrainerInfo(_message.Message):
     IS_DRAINING_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
+    TRAINER_ID_FIELD_NUMBER: _builtins.int
+    CURRENT_TIME_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the trainer."""
     python_version: _builtins.str
@@ -48,6 +51,10 @@ class TrainerInfo(_message.Message):
     """It takes no new sessions."""
     unavailable_reason: _builtins.str
     """Why it cannot train; empty if it can."""
+    trainer_id: _builtins.str
+    """Stable identity: made once, kept in the trainer's data directory."""
+    disk_free_bytes: _builtins.int
+    """Bytes free on the disk of its data directory."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """Devices, best first."""
@@ -55,6 +62,10 @@ class TrainerInfo(_message.Message):
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the service started."""
+
+    @_builtins.property
+    def current_time(self) -> _timestamp_pb2.Timestamp:
+        """Its clock now."""
 
     def __init__(
         self,
@@ -68,10 +79,13 @@ class TrainerInfo(_message.Message):
         is_draining: _builtins.bool = ...,
         unavailable_reason: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
+        trainer_id: _builtins.str = ...,
+        current_time: _timestamp_pb2.Timestamp | None = ...,
+        disk_free_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current_time", b"current_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "is_draining", b"is_draining", "num_free_slots", b"num_free_slots", "num_slots", b"num_slots", "python_version", b"python_version", "start_time", b"start_time", "torch_version", b"torch_version", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_time", b"current_time", "devices", b"devices", "disk_free_bytes", b"disk_free_bytes", "is_draining", b"is_draining", "num_free_slots", b"num_free_slots", "num_slots", b"num_slots", "python_version", b"python_version", "start_time", b"start_time", "torch_version", b"torch_version", "trainer_id", b"trainer_id", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from ktrdr.trainer.v1 import session_pb2 as ktrdr_dot_trainer_dot_v1_dot_session
 from ktrdr.trainer.v1 import trainer_info_pb2 as ktrdr_dot_trainer_dot_v1_dot_trainer__info__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/ktrdr/trainer/v1/trainer_registry_service.proto\x12\x10ktrdr.trainer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1ektrdr/trainer/v1/session.proto\x1a#ktrdr/trainer/v1/trainer_info.proto\"\x93\x01\n\x0fRegisterRequest\x12\x12\n\ntrainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12.\n\x07trainer\x18\x03 \x01(\x0b\x32\x1d.ktrdr.trainer.v1.TrainerInfo\x12+\n\x08sessions\x18\x04 \x03(\x0b\x32\x19.ktrdr.trainer.v1.Session\"X\n\x10RegisterResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12\x66\x65nced_session_ids\x18\x02 \x03(\t2o\n\x16TrainerRegistryService\x12U\n\x08Register\x12!.ktrdr.trainer.v1.RegisterRequest\x1a\".ktrdr.trainer.v1.RegisterResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/ktrdr/trainer/v1/trainer_registry_service.proto\x12\x10ktrdr.trainer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1ektrdr/trainer/v1/session.proto\x1a#ktrdr/trainer/v1/trainer_info.proto\"\x93\x01\n\x0fRegisterRequest\x12\x12\n\ntrainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12.\n\x07trainer\x18\x03 \x01(\x0b\x32\x1d.ktrdr.trainer.v1.TrainerInfo\x12+\n\x08sessions\x18\x04 \x03(\x0b\x32\x19.ktrdr.trainer.v1.Session\"\x88\x01\n\x10RegisterResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12\x66\x65nced_session_ids\x18\x02 \x03(\t\x12.\n\x0brenew_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2o\n\x16TrainerRegistryService\x12U\n\x08Register\x12!.ktrdr.trainer.v1.RegisterRequest\x1a\".ktrdr.trainer.v1.RegisterResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REGISTERREQUEST']._serialized_start=171
   _globals['_REGISTERREQUEST']._serialized_end=318
-  _globals['_REGISTERRESPONSE']._serialized_start=320
-  _globals['_REGISTERRESPONSE']._serialized_end=408
-  _globals['_TRAINERREGISTRYSERVICE']._serialized_start=410
-  _globals['_TRAINERREGISTRYSERVICE']._serialized_end=521
+  _globals['_REGISTERRESPONSE']._serialized_start=321
+  _globals['_REGISTERRESPONSE']._serialized_end=457
+  _globals['_TRAINERREGISTRYSERVICE']._serialized_start=459
+  _globals['_TRAINERREGISTRYSERVICE']._serialized_end=570
 # @@protoc_insertion_point(module_scope)

@@ -41,7 +41,7 @@ class RegisterRequest(_message.Message):
 
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Session]:
-        """Its sessions."""
+        """Its sessions that have not ended: ids, states and progress, without specs and results."""
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class RegisterResponse(_message.Message):
 
     LEASE_FIELD_NUMBER: _builtins.int
     FENCED_SESSION_IDS_FIELD_NUMBER: _builtins.int
+    RENEW_AFTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
         """How long the lease lasts from now."""
@@ -75,15 +76,20 @@ class RegisterResponse(_message.Message):
     def fenced_session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sessions whose attempt is fenced; the trainer ends them."""
 
+    @_builtins.property
+    def renew_after(self) -> _duration_pb2.Duration:
+        """When to renew."""
+
     def __init__(
         self,
         *,
         lease: _duration_pb2.Duration | None = ...,
         fenced_session_ids: _abc.Iterable[_builtins.str] | None = ...,
+        renew_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "renew_after", b"renew_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fenced_session_ids", b"fenced_session_ids", "lease", b"lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fenced_session_ids", b"fenced_session_ids", "lease", b"lease", "renew_after", b"renew_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

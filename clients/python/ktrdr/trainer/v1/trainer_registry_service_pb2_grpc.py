@@ -49,7 +49,12 @@ class TrainerRegistryServiceServicer:
     def Register(self, request_iterator, context):
         """Holds a lease: the trainer sends its info and its sessions every 2 s, the backend answers each with the lease's
         length; a trainer that is silent for 10 s is lost.
-        - UNIMPLEMENTED: this version knows trainers by address only.
+        A trainer that comes back in time is adopted with its sessions; sessions that were given up meanwhile are named in
+        the answer, and the trainer ends them. A second stream of the same trainer replaces the first, which gets ABORTED.
+        - INVALID_ARGUMENT: no trainer_id, or an address that is not host:port.
+        - FAILED_PRECONDITION: trainer and backend are of versions that do not work together; both are in the metadata.
+        - ABORTED: another stream of this trainer took over.
+        - UNAVAILABLE: the backend stops; register again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,12 @@ class TrainerRegistryServiceStub:
     Register: _grpc.StreamStreamMultiCallable[_trainer_registry_service_pb2.RegisterRequest, _trainer_registry_service_pb2.RegisterResponse]
     """Holds a lease: the trainer sends its info and its sessions every 2 s, the backend answers each with the lease's
     length; a trainer that is silent for 10 s is lost.
-    - UNIMPLEMENTED: this version knows trainers by address only.
+    A trainer that comes back in time is adopted with its sessions; sessions that were given up meanwhile are named in
+    the answer, and the trainer ends them. A second stream of the same trainer replaces the first, which gets ABORTED.
+    - INVALID_ARGUMENT: no trainer_id, or an address that is not host:port.
+    - FAILED_PRECONDITION: trainer and backend are of versions that do not work together; both are in the metadata.
+    - ABORTED: another stream of this trainer took over.
+    - UNAVAILABLE: the backend stops; register again.
     """
 
 @_typing.type_check_only
@@ -47,7 +52,12 @@ class TrainerRegistryServiceAsyncStub(TrainerRegistryServiceStub):
     Register: _aio.StreamStreamMultiCallable[_trainer_registry_service_pb2.RegisterRequest, _trainer_registry_service_pb2.RegisterResponse]  # type: ignore[assignment]
     """Holds a lease: the trainer sends its info and its sessions every 2 s, the backend answers each with the lease's
     length; a trainer that is silent for 10 s is lost.
-    - UNIMPLEMENTED: this version knows trainers by address only.
+    A trainer that comes back in time is adopted with its sessions; sessions that were given up meanwhile are named in
+    the answer, and the trainer ends them. A second stream of the same trainer replaces the first, which gets ABORTED.
+    - INVALID_ARGUMENT: no trainer_id, or an address that is not host:port.
+    - FAILED_PRECONDITION: trainer and backend are of versions that do not work together; both are in the metadata.
+    - ABORTED: another stream of this trainer took over.
+    - UNAVAILABLE: the backend stops; register again.
     """
 
 class TrainerRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +71,12 @@ class TrainerRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_trainer_registry_service_pb2.RegisterResponse], _abc.AsyncIterator[_trainer_registry_service_pb2.RegisterResponse]]:
         """Holds a lease: the trainer sends its info and its sessions every 2 s, the backend answers each with the lease's
         length; a trainer that is silent for 10 s is lost.
-        - UNIMPLEMENTED: this version knows trainers by address only.
+        A trainer that comes back in time is adopted with its sessions; sessions that were given up meanwhile are named in
+        the answer, and the trainer ends them. A second stream of the same trainer replaces the first, which gets ABORTED.
+        - INVALID_ARGUMENT: no trainer_id, or an address that is not host:port.
+        - FAILED_PRECONDITION: trainer and backend are of versions that do not work together; both are in the metadata.
+        - ABORTED: another stream of this trainer took over.
+        - UNAVAILABLE: the backend stops; register again.
         """
 
 def add_TrainerRegistryServiceServicer_to_server(servicer: TrainerRegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

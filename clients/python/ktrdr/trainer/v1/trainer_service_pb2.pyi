@@ -7,6 +7,8 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from ktrdr.models.v1 import model_service_pb2 as _model_service_pb2
+from ktrdr.trainer.v1 import checkpoint_pb2 as _checkpoint_pb2
 from ktrdr.trainer.v1 import session_pb2 as _session_pb2
 from ktrdr.trainer.v1 import trainer_info_pb2 as _trainer_info_pb2
 from ktrdr.training.v1 import progress_event_pb2 as _progress_event_pb2
@@ -34,6 +36,9 @@ class TrainRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     UPLOAD_TARGET_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    BACKEND_VERSION_FIELD_NUMBER: _builtins.int
+    RESUME_FROM_FIELD_NUMBER: _builtins.int
+    LAST_EPOCH_TOLD_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Identity of the session: letters, digits, "-" and "_", at most 128. Required."""
     training_id: _builtins.str
@@ -44,9 +49,19 @@ class TrainRequest(_message.Message):
     """Address (host:port) of the ModelService the artifact is uploaded to. Empty: it stays on the trainer's disk."""
     validate_only: _builtins.bool
     """Only validate the spec against this trainer's bars: nothing is started, only `spec` is read."""
+    backend_version: _builtins.str
+    """Version of the backend; empty for a session started by hand, which is not checked."""
+    last_epoch_told: _builtins.int
+    """Last epoch the caller has been told of by earlier sessions; those of the checkpoint after it are told again. Only
+    read with `resume_from`.
+    """
     @_builtins.property
     def spec(self) -> _training_spec_pb2.TrainingSpec:
         """What to train; the strategy as YAML text. Required."""
+
+    @_builtins.property
+    def resume_from(self) -> _checkpoint_pb2.CheckpointRef:
+        """Checkpoint to go on from, put there by PutCheckpoint. Unset: begin at the beginning."""
 
     def __init__(
         self,
@@ -57,10 +72,13 @@ class TrainRequest(_message.Message):
         spec: _training_spec_pb2.TrainingSpec | None = ...,
         upload_target: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        backend_version: _builtins.str = ...,
+        resume_from: _checkpoint_pb2.CheckpointRef | None = ...,
+        last_epoch_told: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resume_from", b"resume_from", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "session_id", b"session_id", "spec", b"spec", "training_id", b"training_id", "upload_target", b"upload_target", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "backend_version", b"backend_version", "last_epoch_told", b"last_epoch_told", "resume_from", b"resume_from", "session_id", b"session_id", "spec", b"spec", "training_id", b"training_id", "upload_target", b"upload_target", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,6 +200,7 @@ class StreamProgressResponse(_message.Message):
 
     SESSION_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> _session_pb2.Session:
         """The session now. Set in the first response and in the last one."""
@@ -190,15 +209,20 @@ class StreamProgressResponse(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_progress_event_pb2.ProgressEvent]:
         """Events, oldest first."""
 
+    @_builtins.property
+    def checkpoint(self) -> _checkpoint_pb2.CheckpointRef:
+        """The session's newest checkpoint. Set in the first response after there is a newer one."""
+
     def __init__(
         self,
         *,
         session: _session_pb2.Session | None = ...,
         events: _abc.Iterable[_progress_event_pb2.ProgressEvent] | None = ...,
+        checkpoint: _checkpoint_pb2.CheckpointRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "events", b"events", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,6 +314,109 @@ class ListSessionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSessionsResponse: _TypeAlias = ListSessionsResponse  # noqa: Y015
+
+@_typing.final
+class GetCheckpointRequest(_message.Message):
+    """Request of GetCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session. Required."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckpointRequest: _TypeAlias = GetCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class GetCheckpointResponse(_message.Message):
+    """Response of GetCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> _checkpoint_pb2.CheckpointRef:
+        """What follows."""
+
+    @_builtins.property
+    def chunk(self) -> _model_service_pb2.UploadChunk:
+        """The next bytes."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _checkpoint_pb2.CheckpointRef | None = ...,
+        chunk: _model_service_pb2.UploadChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "chunk", b"chunk", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "chunk", b"chunk", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["checkpoint", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___GetCheckpointResponse: _TypeAlias = GetCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class PutCheckpointRequest(_message.Message):
+    """Request of PutCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> _checkpoint_pb2.CheckpointRef:
+        """What follows."""
+
+    @_builtins.property
+    def chunk(self) -> _model_service_pb2.UploadChunk:
+        """The next bytes."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _checkpoint_pb2.CheckpointRef | None = ...,
+        chunk: _model_service_pb2.UploadChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "chunk", b"chunk", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "chunk", b"chunk", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["checkpoint", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___PutCheckpointRequest: _TypeAlias = PutCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class PutCheckpointResponse(_message.Message):
+    """Response of PutCheckpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutCheckpointResponse: _TypeAlias = PutCheckpointResponse  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):

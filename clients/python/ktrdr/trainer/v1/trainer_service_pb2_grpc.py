@@ -62,6 +62,16 @@ class TrainerServiceStub:
                 request_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.ListSessionsRequest.SerializeToString,
                 response_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.ListSessionsResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_stream(
+                '/ktrdr.trainer.v1.TrainerService/GetCheckpoint',
+                request_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
+        self.PutCheckpoint = channel.stream_unary(
+                '/ktrdr.trainer.v1.TrainerService/PutCheckpoint',
+                request_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointRequest.SerializeToString,
+                response_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/ktrdr.trainer.v1.TrainerService/GetServerInfo',
                 request_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -80,10 +90,12 @@ class TrainerServiceServicer:
 
         Idempotent by `session_id`: the same id with the same content answers the session as it is. Safe to retry.
         - INVALID_ARGUMENT: a rule is broken; nothing was started.
-        - NOT_FOUND: this trainer has no bars of a symbol and timeframe.
+        - NOT_FOUND: this trainer has no bars of a symbol and timeframe, or not the checkpoint to go on from: put it there
+        with PutCheckpoint first.
         - ALREADY_EXISTS: the session_id was used with other content.
         - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
-        - UNAVAILABLE: the trainer is draining.
+        - FAILED_PRECONDITION: backend and trainer are of versions that do not work together; both are in the metadata.
+        - UNAVAILABLE: the trainer is draining, or its disk takes no writes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +135,26 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCheckpoint(self, request, context):
+        """Streams the newest checkpoint of a session: what it is, then its bytes.
+        - NOT_FOUND: no such session, or it has no checkpoint.
+        - UNAVAILABLE: the trainer stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutCheckpoint(self, request_iterator, context):
+        """Takes a checkpoint that a Train will go on from: what it is, then its bytes. Kept until a session has used it, at
+        most a day. Safe to repeat from the start.
+        - INVALID_ARGUMENT: size or order breaks the contract.
+        - DATA_LOSS: a checksum differs.
+        - UNAVAILABLE: the disk takes no writes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Answers what this trainer is and has. Safe to retry.
         """
@@ -157,6 +189,16 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.ListSessions,
                     request_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.ListSessionsRequest.FromString,
                     response_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'PutCheckpoint': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutCheckpoint,
+                    request_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointRequest.FromString,
+                    response_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -302,6 +344,60 @@ class TrainerService:
             '/ktrdr.trainer.v1.TrainerService/ListSessions',
             ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.ListSessionsRequest.SerializeToString,
             ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ktrdr.trainer.v1.TrainerService/GetCheckpoint',
+            ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.GetCheckpointRequest.SerializeToString,
+            ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutCheckpoint(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/ktrdr.trainer.v1.TrainerService/PutCheckpoint',
+            ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointRequest.SerializeToString,
+            ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

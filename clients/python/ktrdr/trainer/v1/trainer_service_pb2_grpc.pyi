@@ -41,10 +41,12 @@ class TrainerServiceStub:
 
     Idempotent by `session_id`: the same id with the same content answers the session as it is. Safe to retry.
     - INVALID_ARGUMENT: a rule is broken; nothing was started.
-    - NOT_FOUND: this trainer has no bars of a symbol and timeframe.
+    - NOT_FOUND: this trainer has no bars of a symbol and timeframe, or not the checkpoint to go on from: put it there
+      with PutCheckpoint first.
     - ALREADY_EXISTS: the session_id was used with other content.
     - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
-    - UNAVAILABLE: the trainer is draining.
+    - FAILED_PRECONDITION: backend and trainer are of versions that do not work together; both are in the metadata.
+    - UNAVAILABLE: the trainer is draining, or its disk takes no writes.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.CancelRequest, _trainer_service_pb2.CancelResponse]
     """Ends a session and answers when the worker's process group is verified to be gone; under 100 ms for a kill.
@@ -63,6 +65,18 @@ class TrainerServiceStub:
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.ListSessionsRequest, _trainer_service_pb2.ListSessionsResponse]
     """Lists sessions, newest first; ended ones are kept for a day. Safe to retry."""
+    GetCheckpoint: _grpc.UnaryStreamMultiCallable[_trainer_service_pb2.GetCheckpointRequest, _trainer_service_pb2.GetCheckpointResponse]
+    """Streams the newest checkpoint of a session: what it is, then its bytes.
+    - NOT_FOUND: no such session, or it has no checkpoint.
+    - UNAVAILABLE: the trainer stops.
+    """
+    PutCheckpoint: _grpc.StreamUnaryMultiCallable[_trainer_service_pb2.PutCheckpointRequest, _trainer_service_pb2.PutCheckpointResponse]
+    """Takes a checkpoint that a Train will go on from: what it is, then its bytes. Kept until a session has used it, at
+    most a day. Safe to repeat from the start.
+    - INVALID_ARGUMENT: size or order breaks the contract.
+    - DATA_LOSS: a checksum differs.
+    - UNAVAILABLE: the disk takes no writes.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.GetServerInfoRequest, _trainer_service_pb2.GetServerInfoResponse]
     """Answers what this trainer is and has. Safe to retry."""
 
@@ -79,10 +93,12 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
 
     Idempotent by `session_id`: the same id with the same content answers the session as it is. Safe to retry.
     - INVALID_ARGUMENT: a rule is broken; nothing was started.
-    - NOT_FOUND: this trainer has no bars of a symbol and timeframe.
+    - NOT_FOUND: this trainer has no bars of a symbol and timeframe, or not the checkpoint to go on from: put it there
+      with PutCheckpoint first.
     - ALREADY_EXISTS: the session_id was used with other content.
     - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
-    - UNAVAILABLE: the trainer is draining.
+    - FAILED_PRECONDITION: backend and trainer are of versions that do not work together; both are in the metadata.
+    - UNAVAILABLE: the trainer is draining, or its disk takes no writes.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.CancelRequest, _trainer_service_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a session and answers when the worker's process group is verified to be gone; under 100 ms for a kill.
@@ -101,6 +117,18 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.ListSessionsRequest, _trainer_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """Lists sessions, newest first; ended ones are kept for a day. Safe to retry."""
+    GetCheckpoint: _aio.UnaryStreamMultiCallable[_trainer_service_pb2.GetCheckpointRequest, _trainer_service_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """Streams the newest checkpoint of a session: what it is, then its bytes.
+    - NOT_FOUND: no such session, or it has no checkpoint.
+    - UNAVAILABLE: the trainer stops.
+    """
+    PutCheckpoint: _aio.StreamUnaryMultiCallable[_trainer_service_pb2.PutCheckpointRequest, _trainer_service_pb2.PutCheckpointResponse]  # type: ignore[assignment]
+    """Takes a checkpoint that a Train will go on from: what it is, then its bytes. Kept until a session has used it, at
+    most a day. Safe to repeat from the start.
+    - INVALID_ARGUMENT: size or order breaks the contract.
+    - DATA_LOSS: a checksum differs.
+    - UNAVAILABLE: the disk takes no writes.
+    """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.GetServerInfoRequest, _trainer_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Answers what this trainer is and has. Safe to retry."""
 
@@ -120,10 +148,12 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Idempotent by `session_id`: the same id with the same content answers the session as it is. Safe to retry.
         - INVALID_ARGUMENT: a rule is broken; nothing was started.
-        - NOT_FOUND: this trainer has no bars of a symbol and timeframe.
+        - NOT_FOUND: this trainer has no bars of a symbol and timeframe, or not the checkpoint to go on from: put it there
+          with PutCheckpoint first.
         - ALREADY_EXISTS: the session_id was used with other content.
         - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
-        - UNAVAILABLE: the trainer is draining.
+        - FAILED_PRECONDITION: backend and trainer are of versions that do not work together; both are in the metadata.
+        - UNAVAILABLE: the trainer is draining, or its disk takes no writes.
         """
 
     @_abc_1.abstractmethod
@@ -166,6 +196,30 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_service_pb2.ListSessionsResponse, _abc.Awaitable[_trainer_service_pb2.ListSessionsResponse]]:
         """Lists sessions, newest first; ended ones are kept for a day. Safe to retry."""
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _trainer_service_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_service_pb2.GetCheckpointResponse], _abc.AsyncIterator[_trainer_service_pb2.GetCheckpointResponse]]:
+        """Streams the newest checkpoint of a session: what it is, then its bytes.
+        - NOT_FOUND: no such session, or it has no checkpoint.
+        - UNAVAILABLE: the trainer stops.
+        """
+
+    @_abc_1.abstractmethod
+    def PutCheckpoint(
+        self,
+        request_iterator: _MaybeAsyncIterator[_trainer_service_pb2.PutCheckpointRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_service_pb2.PutCheckpointResponse, _abc.Awaitable[_trainer_service_pb2.PutCheckpointResponse]]:
+        """Takes a checkpoint that a Train will go on from: what it is, then its bytes. Kept until a session has used it, at
+        most a day. Safe to repeat from the start.
+        - INVALID_ARGUMENT: size or order breaks the contract.
+        - DATA_LOSS: a checksum differs.
+        - UNAVAILABLE: the disk takes no writes.
+        """
 
     @_abc_1.abstractmethod
     def GetServerInfo(

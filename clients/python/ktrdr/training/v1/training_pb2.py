@@ -26,29 +26,32 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from ktrdr.training.v1 import execution_mode_pb2 as ktrdr_dot_training_dot_v1_dot_execution__mode__pb2
 from ktrdr.training.v1 import progress_event_pb2 as ktrdr_dot_training_dot_v1_dot_progress__event__pb2
+from ktrdr.training.v1 import scheduling_pb2 as ktrdr_dot_training_dot_v1_dot_scheduling__pb2
 from ktrdr.training.v1 import training_result_pb2 as ktrdr_dot_training_dot_v1_dot_training__result__pb2
 from ktrdr.training.v1 import training_spec_pb2 as ktrdr_dot_training_dot_v1_dot_training__spec__pb2
 from ktrdr.training.v1 import training_state_pb2 as ktrdr_dot_training_dot_v1_dot_training__state__pb2
 from ktrdr.training.v1 import training_step_pb2 as ktrdr_dot_training_dot_v1_dot_training__step__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ktrdr/training/v1/training.proto\x12\x11ktrdr.training.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&ktrdr/training/v1/execution_mode.proto\x1a&ktrdr/training/v1/progress_event.proto\x1a\'ktrdr/training/v1/training_result.proto\x1a%ktrdr/training/v1/training_spec.proto\x1a&ktrdr/training/v1/training_state.proto\x1a%ktrdr/training/v1/training_step.proto\"\xbb\x05\n\x08Training\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rstrategy_name\x18\x03 \x01(\t\x12-\n\x04spec\x18\x04 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12/\n\x05state\x18\x05 \x01(\x0e\x32 .ktrdr.training.v1.TrainingState\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08progress\x18\t \x01(\x0b\x32\x1b.ktrdr.training.v1.Progress\x12/\n\x05\x65rror\x18\n \x01(\x0b\x32 .ktrdr.training.v1.TrainingError\x12\x31\n\x06result\x18\x0b \x01(\x0b\x32!.ktrdr.training.v1.TrainingResult\x12/\n\tplacement\x18\x0c \x01(\x0b\x32\x1c.ktrdr.training.v1.Placement\x12/\n\x08sessions\x18\r \x03(\x0b\x32\x1d.ktrdr.training.v1.SessionRef\x12\x38\n\x0eresource_usage\x18\x0e \x01(\x0b\x32 .ktrdr.training.v1.ResourceUsage\x12\x17\n\x0f\x63heckpoint_path\x18\x0f \x01(\t\x12\x15\n\rlast_sequence\x18\x10 \x01(\x03\x12\x0f\n\x07message\x18\x11 \x01(\t\x12\x10\n\x08warnings\x18\x12 \x03(\t\"\x8f\x02\n\x08Progress\x12\x18\n\x10overall_fraction\x18\x01 \x01(\x01\x12-\n\x04step\x18\x02 \x01(\x0e\x32\x1f.ktrdr.training.v1.TrainingStep\x12/\n\x05\x65poch\x18\x03 \x01(\x0b\x32 .ktrdr.training.v1.EpochProgress\x12/\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32 .ktrdr.training.v1.BatchProgress\x12*\n\x07\x65lapsed\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tremaining\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"0\n\rTrainingError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"]\n\tPlacement\x12.\n\x04mode\x18\x01 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\x12\x0f\n\x07trainer\x18\x02 \x01(\t\x12\x0f\n\x07reasons\x18\x03 \x03(\t\"B\n\nSessionRef\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07trainer\x18\x03 \x01(\t\"\xdd\x01\n\rResourceUsage\x12\x10\n\x08gpu_name\x18\x01 \x01(\t\x12\x1c\n\x0fgpu_utilisation\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\"\n\x15gpu_memory_used_bytes\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x15resident_memory_bytes\x18\x04 \x01(\x03\x12+\n\x08\x63pu_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\n\x10_gpu_utilisationB\x18\n\x16_gpu_memory_used_bytesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ktrdr/training/v1/training.proto\x12\x11ktrdr.training.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&ktrdr/training/v1/execution_mode.proto\x1a&ktrdr/training/v1/progress_event.proto\x1a\"ktrdr/training/v1/scheduling.proto\x1a\'ktrdr/training/v1/training_result.proto\x1a%ktrdr/training/v1/training_spec.proto\x1a&ktrdr/training/v1/training_state.proto\x1a%ktrdr/training/v1/training_step.proto\"\x9d\x06\n\x08Training\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rstrategy_name\x18\x03 \x01(\t\x12-\n\x04spec\x18\x04 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12/\n\x05state\x18\x05 \x01(\x0e\x32 .ktrdr.training.v1.TrainingState\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08progress\x18\t \x01(\x0b\x32\x1b.ktrdr.training.v1.Progress\x12/\n\x05\x65rror\x18\n \x01(\x0b\x32 .ktrdr.training.v1.TrainingError\x12\x31\n\x06result\x18\x0b \x01(\x0b\x32!.ktrdr.training.v1.TrainingResult\x12/\n\tplacement\x18\x0c \x01(\x0b\x32\x1c.ktrdr.training.v1.Placement\x12/\n\x08sessions\x18\r \x03(\x0b\x32\x1d.ktrdr.training.v1.SessionRef\x12\x38\n\x0eresource_usage\x18\x0e \x01(\x0b\x32 .ktrdr.training.v1.ResourceUsage\x12\x17\n\x0f\x63heckpoint_path\x18\x0f \x01(\t\x12\x15\n\rlast_sequence\x18\x10 \x01(\x03\x12\x0f\n\x07message\x18\x11 \x01(\t\x12\x10\n\x08warnings\x18\x12 \x03(\t\x12\x31\n\nscheduling\x18\x13 \x01(\x0b\x32\x1d.ktrdr.training.v1.Scheduling\x12-\n\x05queue\x18\x14 \x01(\x0b\x32\x1e.ktrdr.training.v1.QueueStatus\"{\n\x0bQueueStatus\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x12\n\nnum_queued\x18\x02 \x01(\x05\x12\x31\n\x0e\x65stimated_wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bwaiting_for\x18\x04 \x01(\t\"\x8f\x02\n\x08Progress\x12\x18\n\x10overall_fraction\x18\x01 \x01(\x01\x12-\n\x04step\x18\x02 \x01(\x0e\x32\x1f.ktrdr.training.v1.TrainingStep\x12/\n\x05\x65poch\x18\x03 \x01(\x0b\x32 .ktrdr.training.v1.EpochProgress\x12/\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32 .ktrdr.training.v1.BatchProgress\x12*\n\x07\x65lapsed\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tremaining\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"0\n\rTrainingError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"]\n\tPlacement\x12.\n\x04mode\x18\x01 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\x12\x0f\n\x07trainer\x18\x02 \x01(\t\x12\x0f\n\x07reasons\x18\x03 \x03(\t\"\xac\x02\n\nSessionRef\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07trainer\x18\x03 \x01(\t\x12\x12\n\ntrainer_id\x18\x04 \x01(\t\x12\x0f\n\x07reasons\x18\x05 \x03(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07outcome\x18\x08 \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\t \x01(\t\x12\x0f\n\x07message\x18\n \x01(\t\x12\x1a\n\x12resumed_from_epoch\x18\x0b \x01(\x05\x12\x11\n\tis_fenced\x18\x0c \x01(\x08\"\xdd\x01\n\rResourceUsage\x12\x10\n\x08gpu_name\x18\x01 \x01(\t\x12\x1c\n\x0fgpu_utilisation\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\"\n\x15gpu_memory_used_bytes\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x15resident_memory_bytes\x18\x04 \x01(\x03\x12+\n\x08\x63pu_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\n\x10_gpu_utilisationB\x18\n\x16_gpu_memory_used_bytesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.training.v1.training_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRAINING']._serialized_start=360
-  _globals['_TRAINING']._serialized_end=1059
-  _globals['_PROGRESS']._serialized_start=1062
-  _globals['_PROGRESS']._serialized_end=1333
-  _globals['_TRAININGERROR']._serialized_start=1335
-  _globals['_TRAININGERROR']._serialized_end=1383
-  _globals['_PLACEMENT']._serialized_start=1385
-  _globals['_PLACEMENT']._serialized_end=1478
-  _globals['_SESSIONREF']._serialized_start=1480
-  _globals['_SESSIONREF']._serialized_end=1546
-  _globals['_RESOURCEUSAGE']._serialized_start=1549
-  _globals['_RESOURCEUSAGE']._serialized_end=1770
+  _globals['_TRAINING']._serialized_start=396
+  _globals['_TRAINING']._serialized_end=1193
+  _globals['_QUEUESTATUS']._serialized_start=1195
+  _globals['_QUEUESTATUS']._serialized_end=1318
+  _globals['_PROGRESS']._serialized_start=1321
+  _globals['_PROGRESS']._serialized_end=1592
+  _globals['_TRAININGERROR']._serialized_start=1594
+  _globals['_TRAININGERROR']._serialized_end=1642
+  _globals['_PLACEMENT']._serialized_start=1644
+  _globals['_PLACEMENT']._serialized_end=1737
+  _globals['_SESSIONREF']._serialized_start=1740
+  _globals['_SESSIONREF']._serialized_end=2040
+  _globals['_RESOURCEUSAGE']._serialized_start=2043
+  _globals['_RESOURCEUSAGE']._serialized_end=2264
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from ktrdr.training.v1 import execution_mode_pb2 as _execution_mode_pb2
 from ktrdr.training.v1 import progress_event_pb2 as _progress_event_pb2
+from ktrdr.training.v1 import scheduling_pb2 as _scheduling_pb2
 from ktrdr.training.v1 import training_result_pb2 as _training_result_pb2
 from ktrdr.training.v1 import training_spec_pb2 as _training_spec_pb2
 from ktrdr.training.v1 import training_state_pb2 as _training_state_pb2
@@ -50,6 +51,8 @@ class Training(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    SCHEDULING_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """Identity, a UUID."""
     request_id: _builtins.str
@@ -108,6 +111,14 @@ class Training(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Warnings raised so far."""
 
+    @_builtins.property
+    def scheduling(self) -> _scheduling_pb2.Scheduling:
+        """What was asked of the queue."""
+
+    @_builtins.property
+    def queue(self) -> Global___QueueStatus:
+        """Where it is in the queue. Set while QUEUED."""
+
     def __init__(
         self,
         *,
@@ -129,14 +140,52 @@ class Training(_message.Message):
         last_sequence: _builtins.int = ...,
         message: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        scheduling: _scheduling_pb2.Scheduling | None = ...,
+        queue: Global___QueueStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "placement", b"placement", "progress", b"progress", "resource_usage", b"resource_usage", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "placement", b"placement", "progress", b"progress", "queue", b"queue", "resource_usage", b"resource_usage", "result", b"result", "scheduling", b"scheduling", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_path", b"checkpoint_path", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_sequence", b"last_sequence", "message", b"message", "placement", b"placement", "progress", b"progress", "request_id", b"request_id", "resource_usage", b"resource_usage", "result", b"result", "sessions", b"sessions", "spec", b"spec", "start_time", b"start_time", "state", b"state", "strategy_name", b"strategy_name", "training_id", b"training_id", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_path", b"checkpoint_path", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_sequence", b"last_sequence", "message", b"message", "placement", b"placement", "progress", b"progress", "queue", b"queue", "request_id", b"request_id", "resource_usage", b"resource_usage", "result", b"result", "scheduling", b"scheduling", "sessions", b"sessions", "spec", b"spec", "start_time", b"start_time", "state", b"state", "strategy_name", b"strategy_name", "training_id", b"training_id", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Training: _TypeAlias = Training  # noqa: Y015
+
+@_typing.final
+class QueueStatus(_message.Message):
+    """A place in the queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    NUM_QUEUED_FIELD_NUMBER: _builtins.int
+    ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Trainings that go first, plus one."""
+    num_queued: _builtins.int
+    """Trainings in the queue."""
+    waiting_for: _builtins.str
+    """What it waits for, one sentence."""
+    @_builtins.property
+    def estimated_wait(self) -> _duration_pb2.Duration:
+        """Estimated wait, from recent durations and the slots there are. Unset while unknown."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        num_queued: _builtins.int = ...,
+        estimated_wait: _duration_pb2.Duration | None = ...,
+        waiting_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_wait", b"estimated_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_wait", b"estimated_wait", "num_queued", b"num_queued", "position", b"position", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueueStatus: _TypeAlias = QueueStatus  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
@@ -248,29 +297,71 @@ Global___Placement: _TypeAlias = Placement  # noqa: Y015
 
 @_typing.final
 class SessionRef(_message.Message):
-    """A session of the training."""
+    """A session of the training: one attempt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TRAINER_FIELD_NUMBER: _builtins.int
+    TRAINER_ID_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ERROR_REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RESUMED_FROM_EPOCH_FIELD_NUMBER: _builtins.int
+    IS_FENCED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Identity on the trainer."""
     attempt: _builtins.int
     """Number within the training, from 1."""
     trainer: _builtins.str
     """Address of the trainer; "local" for the backend's machine."""
+    trainer_id: _builtins.str
+    """Stable identity of the trainer; empty for the backend's machine."""
+    outcome: _builtins.str
+    """How it ended: COMPLETED, FAILED, CANCELLED or STOPPED, or LOST. Empty before."""
+    error_reason: _builtins.str
+    """Reason of the error if it FAILED or was LOST (see ktrdr.errors.v1.ErrorReason, without prefix), else empty."""
+    message: _builtins.str
+    """One sentence on its end."""
+    resumed_from_epoch: _builtins.int
+    """Last epoch of the checkpoint it went on from; 0 if it began at the beginning."""
+    is_fenced: _builtins.bool
+    """Another attempt took over: nothing it produces counts any more, and it is ended as soon as its trainer answers."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it was placed there, each consideration in order."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was handed over."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was known to have ended or to be lost. Unset before."""
+
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         trainer: _builtins.str = ...,
+        trainer_id: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        outcome: _builtins.str = ...,
+        error_reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        resumed_from_epoch: _builtins.int = ...,
+        is_fenced: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "session_id", b"session_id", "trainer", b"trainer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end_time", b"end_time", "error_reason", b"error_reason", "is_fenced", b"is_fenced", "message", b"message", "outcome", b"outcome", "reasons", b"reasons", "resumed_from_epoch", b"resumed_from_epoch", "session_id", b"session_id", "start_time", b"start_time", "trainer", b"trainer", "trainer_id", b"trainer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,63 +26,74 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from ktrdr.training.v1 import execution_mode_pb2 as ktrdr_dot_training_dot_v1_dot_execution__mode__pb2
 from ktrdr.training.v1 import progress_event_pb2 as ktrdr_dot_training_dot_v1_dot_progress__event__pb2
+from ktrdr.training.v1 import scheduling_pb2 as ktrdr_dot_training_dot_v1_dot_scheduling__pb2
 from ktrdr.training.v1 import strategy_status_pb2 as ktrdr_dot_training_dot_v1_dot_strategy__status__pb2
 from ktrdr.training.v1 import training_pb2 as ktrdr_dot_training_dot_v1_dot_training__pb2
 from ktrdr.training.v1 import training_spec_pb2 as ktrdr_dot_training_dot_v1_dot_training__spec__pb2
 from ktrdr.training.v1 import training_state_pb2 as ktrdr_dot_training_dot_v1_dot_training__state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(ktrdr/training/v1/training_service.proto\x12\x11ktrdr.training.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&ktrdr/training/v1/execution_mode.proto\x1a&ktrdr/training/v1/progress_event.proto\x1a\'ktrdr/training/v1/strategy_status.proto\x1a ktrdr/training/v1/training.proto\x1a%ktrdr/training/v1/training_spec.proto\x1a&ktrdr/training/v1/training_state.proto\"h\n\x0cTrainRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\">\n\rTrainResponse\x12-\n\x08training\x18\x01 \x01(\x0b\x32\x1b.ktrdr.training.v1.Training\"T\n\rCancelRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x02 \x01(\x08\x12\x15\n\rcancel_reason\x18\x03 \x01(\t\"X\n\x0e\x43\x61ncelResponse\x12-\n\x08training\x18\x01 \x01(\x0b\x32\x1b.ktrdr.training.v1.Training\x12\x17\n\x0f\x63heckpoint_path\x18\x02 \x01(\t\"D\n\x15StreamProgressRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"y\n\x16StreamProgressResponse\x12-\n\x08training\x18\x01 \x01(\x0b\x32\x1b.ktrdr.training.v1.Training\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .ktrdr.training.v1.ProgressEvent\")\n\x12GetTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\"D\n\x13GetTrainingResponse\x12-\n\x08training\x18\x01 \x01(\x0b\x32\x1b.ktrdr.training.v1.Training\"\x86\x01\n\x14ListTrainingsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x30\n\x06states\x18\x03 \x03(\x0e\x32 .ktrdr.training.v1.TrainingState\x12\x15\n\rstrategy_name\x18\x04 \x01(\t\"`\n\x15ListTrainingsResponse\x12.\n\ttrainings\x18\x01 \x03(\x0b\x32\x1b.ktrdr.training.v1.Training\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x15\x44\x65leteTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteTrainingResponse\"\x12\n\x10GetConfigRequest\"\xc4\x01\n\x11GetConfigResponse\x12\x36\n\x0c\x64\x65\x66\x61ult_mode\x18\x01 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0bmodels_path\x18\x03 \x01(\t\x12\x11\n\tbars_path\x18\x04 \x01(\t\x12\x17\n\x0fstrategies_path\x18\x05 \x01(\t\x12\x10\n\x08trainers\x18\x06 \x03(\t\x12\x13\n\x0blocal_slots\x18\x07 \x01(\x05\"M\n\x13UpdateConfigRequest\x12\x36\n\x0c\x64\x65\x66\x61ult_mode\x18\x01 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\"\x8f\x01\n\x14UpdateConfigResponse\x12?\n\x15previous_default_mode\x18\x01 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\x12\x36\n\x0c\x64\x65\x66\x61ult_mode\x18\x02 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\"\x15\n\x13ListTrainersRequest\"J\n\x14ListTrainersResponse\x12\x32\n\x08trainers\x18\x01 \x03(\x0b\x32 .ktrdr.training.v1.TrainerStatus\"\xcf\x01\n\rTrainerStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x12\n\nis_healthy\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x05 \x03(\t\x12\x0f\n\x07has_gpu\x18\x06 \x01(\x08\x12\x11\n\tnum_slots\x18\x07 \x01(\x05\x12\x16\n\x0enum_free_slots\x18\x08 \x01(\x05\x12*\n\x07latency\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"\x17\n\x15ListStrategiesRequest\"I\n\x16ListStrategiesResponse\x12/\n\nstrategies\x18\x01 \x03(\x0b\x32\x1b.ktrdr.training.v1.Strategy\"\xfc\x01\n\x08Strategy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07symbols\x18\x03 \x03(\t\x12\x12\n\ntimeframes\x18\x04 \x03(\t\x12\x31\n\x06status\x18\x05 \x01(\x0e\x32!.ktrdr.training.v1.StrategyStatus\x12\x1b\n\x0elatest_version\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x36\n\x12last_training_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_latest_version2\xbf\x07\n\x0fTrainingService\x12J\n\x05Train\x12\x1f.ktrdr.training.v1.TrainRequest\x1a .ktrdr.training.v1.TrainResponse\x12M\n\x06\x43\x61ncel\x12 .ktrdr.training.v1.CancelRequest\x1a!.ktrdr.training.v1.CancelResponse\x12g\n\x0eStreamProgress\x12(.ktrdr.training.v1.StreamProgressRequest\x1a).ktrdr.training.v1.StreamProgressResponse0\x01\x12\\\n\x0bGetTraining\x12%.ktrdr.training.v1.GetTrainingRequest\x1a&.ktrdr.training.v1.GetTrainingResponse\x12\x62\n\rListTrainings\x12\'.ktrdr.training.v1.ListTrainingsRequest\x1a(.ktrdr.training.v1.ListTrainingsResponse\x12\x65\n\x0e\x44\x65leteTraining\x12(.ktrdr.training.v1.DeleteTrainingRequest\x1a).ktrdr.training.v1.DeleteTrainingResponse\x12V\n\tGetConfig\x12#.ktrdr.training.v1.GetConfigRequest\x1a$.ktrdr.training.v1.GetConfigResponse\x12_\n\x0cUpdateConfig\x12&.ktrdr.training.v1.UpdateConfigRequest\x1a\'.ktrdr.training.v1.UpdateConfigResponse\x12_\n\x0cListTrainers\x12&.ktrdr.training.v1.ListTrainersRequest\x1a\'.ktrdr.training.v1.ListTrainersResponse\x12\x65\n\x0eListStrategies\x12(.ktrdr.training.v1.ListStrategiesRequest\x1a).ktrdr.training.v1.ListStrategiesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(ktrdr/training/v1/training_service.proto\x12\x11ktrdr.training.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&ktrdr/training/v1/execution_mode.proto\x1a&ktrdr/training/v1/progress_event.proto\x1a\"ktrdr/training/v1/scheduling.proto\x1a\'ktrdr/training/v1/strategy_status.proto\x1a ktrdr/training/v1/training.proto\x1a%ktrdr/training/v1/training_spec.proto\x1a&ktrdr/training/v1/training_state.proto\"\x9b\x01\n\x0cTrainRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x31\n\nscheduling\x18\x04 \x01(\x0b\x32\x1d.ktrdr.training.v1.Scheduling\">\n\rTrainResponse\x12-\n\x08training\x18\x01 \x01(\x0b\x32\x1b.ktrdr.training.v1.Training\"h\n\rCancelRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x02 \x01(\x08\x12\x15\n\rcancel_reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"X\n\x0e\x43\x61ncelResponse\x12-\n\x08training\x18\x01 \x01(\x0b\x32\x1b.ktrdr.training.v1.Training\x12\x17\n\x0f\x63heckpoint_path\x18\x02 \x01(\t\"D\n\x15StreamProgressRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"y\n\x16StreamProgressResponse\x12-\n\x08training\x18\x01 \x01(\x0b\x32\x1b.ktrdr.training.v1.Training\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .ktrdr.training.v1.ProgressEvent\")\n\x12GetTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\"D\n\x13GetTrainingResponse\x12-\n\x08training\x18\x01 \x01(\x0b\x32\x1b.ktrdr.training.v1.Training\"\x86\x01\n\x14ListTrainingsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x30\n\x06states\x18\x03 \x03(\x0e\x32 .ktrdr.training.v1.TrainingState\x12\x15\n\rstrategy_name\x18\x04 \x01(\t\"`\n\x15ListTrainingsResponse\x12.\n\ttrainings\x18\x01 \x03(\x0b\x32\x1b.ktrdr.training.v1.Training\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x15\x44\x65leteTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteTrainingResponse\"\x12\n\x10GetConfigRequest\"\xc4\x01\n\x11GetConfigResponse\x12\x36\n\x0c\x64\x65\x66\x61ult_mode\x18\x01 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0bmodels_path\x18\x03 \x01(\t\x12\x11\n\tbars_path\x18\x04 \x01(\t\x12\x17\n\x0fstrategies_path\x18\x05 \x01(\t\x12\x10\n\x08trainers\x18\x06 \x03(\t\x12\x13\n\x0blocal_slots\x18\x07 \x01(\x05\"M\n\x13UpdateConfigRequest\x12\x36\n\x0c\x64\x65\x66\x61ult_mode\x18\x01 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\"\x8f\x01\n\x14UpdateConfigResponse\x12?\n\x15previous_default_mode\x18\x01 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\x12\x36\n\x0c\x64\x65\x66\x61ult_mode\x18\x02 \x01(\x0e\x32 .ktrdr.training.v1.ExecutionMode\"W\n\x19ListTrainingEventsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x1aListTrainingEventsResponse\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .ktrdr.training.v1.ProgressEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x19SetTrainerDrainingRequest\x12\x0f\n\x07trainer\x18\x01 \x01(\t\x12\x13\n\x0bis_draining\x18\x02 \x01(\x08\"O\n\x1aSetTrainerDrainingResponse\x12\x31\n\x07trainer\x18\x01 \x01(\x0b\x32 .ktrdr.training.v1.TrainerStatus\"\x15\n\x13ListTrainersRequest\"J\n\x14ListTrainersResponse\x12\x32\n\x08trainers\x18\x01 \x03(\x0b\x32 .ktrdr.training.v1.TrainerStatus\"\xba\x03\n\rTrainerStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x12\n\nis_healthy\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x05 \x03(\t\x12\x0f\n\x07has_gpu\x18\x06 \x01(\x08\x12\x11\n\tnum_slots\x18\x07 \x01(\x05\x12\x16\n\x0enum_free_slots\x18\x08 \x01(\x05\x12*\n\x07latency\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ntrainer_id\x18\n \x01(\t\x12\x13\n\x0bis_draining\x18\x0b \x01(\x08\x12\x15\n\ris_registered\x18\x0c \x01(\x08\x12*\n\x07silence\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cnum_sessions\x18\x0e \x01(\x05\x12\x16\n\x0epython_version\x18\x0f \x01(\t\x12\x15\n\rtorch_version\x18\x10 \x01(\t\x12\x38\n\x0e\x64\x65vice_details\x18\x11 \x03(\x0b\x32 .ktrdr.training.v1.TrainerDevice\"l\n\rTrainerDevice\x12\x13\n\x0b\x64\x65vice_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12 \n\x13memory_available_gb\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x16\n\x14_memory_available_gb\"\x17\n\x15ListStrategiesRequest\"I\n\x16ListStrategiesResponse\x12/\n\nstrategies\x18\x01 \x03(\x0b\x32\x1b.ktrdr.training.v1.Strategy\"\xfc\x01\n\x08Strategy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07symbols\x18\x03 \x03(\t\x12\x12\n\ntimeframes\x18\x04 \x03(\t\x12\x31\n\x06status\x18\x05 \x01(\x0e\x32!.ktrdr.training.v1.StrategyStatus\x12\x1b\n\x0elatest_version\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x36\n\x12last_training_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_latest_version2\xa5\t\n\x0fTrainingService\x12J\n\x05Train\x12\x1f.ktrdr.training.v1.TrainRequest\x1a .ktrdr.training.v1.TrainResponse\x12M\n\x06\x43\x61ncel\x12 .ktrdr.training.v1.CancelRequest\x1a!.ktrdr.training.v1.CancelResponse\x12g\n\x0eStreamProgress\x12(.ktrdr.training.v1.StreamProgressRequest\x1a).ktrdr.training.v1.StreamProgressResponse0\x01\x12\\\n\x0bGetTraining\x12%.ktrdr.training.v1.GetTrainingRequest\x1a&.ktrdr.training.v1.GetTrainingResponse\x12\x62\n\rListTrainings\x12\'.ktrdr.training.v1.ListTrainingsRequest\x1a(.ktrdr.training.v1.ListTrainingsResponse\x12\x65\n\x0e\x44\x65leteTraining\x12(.ktrdr.training.v1.DeleteTrainingRequest\x1a).ktrdr.training.v1.DeleteTrainingResponse\x12V\n\tGetConfig\x12#.ktrdr.training.v1.GetConfigRequest\x1a$.ktrdr.training.v1.GetConfigResponse\x12_\n\x0cUpdateConfig\x12&.ktrdr.training.v1.UpdateConfigRequest\x1a\'.ktrdr.training.v1.UpdateConfigResponse\x12q\n\x12ListTrainingEvents\x12,.ktrdr.training.v1.ListTrainingEventsRequest\x1a-.ktrdr.training.v1.ListTrainingEventsResponse\x12_\n\x0cListTrainers\x12&.ktrdr.training.v1.ListTrainersRequest\x1a\'.ktrdr.training.v1.ListTrainersResponse\x12q\n\x12SetTrainerDraining\x12,.ktrdr.training.v1.SetTrainerDrainingRequest\x1a-.ktrdr.training.v1.SetTrainerDrainingResponse\x12\x65\n\x0eListStrategies\x12(.ktrdr.training.v1.ListStrategiesRequest\x1a).ktrdr.training.v1.ListStrategiesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.training.v1.training_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRAINREQUEST']._serialized_start=362
-  _globals['_TRAINREQUEST']._serialized_end=466
-  _globals['_TRAINRESPONSE']._serialized_start=468
-  _globals['_TRAINRESPONSE']._serialized_end=530
-  _globals['_CANCELREQUEST']._serialized_start=532
-  _globals['_CANCELREQUEST']._serialized_end=616
-  _globals['_CANCELRESPONSE']._serialized_start=618
-  _globals['_CANCELRESPONSE']._serialized_end=706
-  _globals['_STREAMPROGRESSREQUEST']._serialized_start=708
-  _globals['_STREAMPROGRESSREQUEST']._serialized_end=776
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=778
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=899
-  _globals['_GETTRAININGREQUEST']._serialized_start=901
-  _globals['_GETTRAININGREQUEST']._serialized_end=942
-  _globals['_GETTRAININGRESPONSE']._serialized_start=944
-  _globals['_GETTRAININGRESPONSE']._serialized_end=1012
-  _globals['_LISTTRAININGSREQUEST']._serialized_start=1015
-  _globals['_LISTTRAININGSREQUEST']._serialized_end=1149
-  _globals['_LISTTRAININGSRESPONSE']._serialized_start=1151
-  _globals['_LISTTRAININGSRESPONSE']._serialized_end=1247
-  _globals['_DELETETRAININGREQUEST']._serialized_start=1249
-  _globals['_DELETETRAININGREQUEST']._serialized_end=1293
-  _globals['_DELETETRAININGRESPONSE']._serialized_start=1295
-  _globals['_DELETETRAININGRESPONSE']._serialized_end=1319
-  _globals['_GETCONFIGREQUEST']._serialized_start=1321
-  _globals['_GETCONFIGREQUEST']._serialized_end=1339
-  _globals['_GETCONFIGRESPONSE']._serialized_start=1342
-  _globals['_GETCONFIGRESPONSE']._serialized_end=1538
-  _globals['_UPDATECONFIGREQUEST']._serialized_start=1540
-  _globals['_UPDATECONFIGREQUEST']._serialized_end=1617
-  _globals['_UPDATECONFIGRESPONSE']._serialized_start=1620
-  _globals['_UPDATECONFIGRESPONSE']._serialized_end=1763
-  _globals['_LISTTRAINERSREQUEST']._serialized_start=1765
-  _globals['_LISTTRAINERSREQUEST']._serialized_end=1786
-  _globals['_LISTTRAINERSRESPONSE']._serialized_start=1788
-  _globals['_LISTTRAINERSRESPONSE']._serialized_end=1862
-  _globals['_TRAINERSTATUS']._serialized_start=1865
-  _globals['_TRAINERSTATUS']._serialized_end=2072
-  _globals['_LISTSTRATEGIESREQUEST']._serialized_start=2074
-  _globals['_LISTSTRATEGIESREQUEST']._serialized_end=2097
-  _globals['_LISTSTRATEGIESRESPONSE']._serialized_start=2099
-  _globals['_LISTSTRATEGIESRESPONSE']._serialized_end=2172
-  _globals['_STRATEGY']._serialized_start=2175
-  _globals['_STRATEGY']._serialized_end=2427
-  _globals['_TRAININGSERVICE']._serialized_start=2430
-  _globals['_TRAININGSERVICE']._serialized_end=3389
+  _globals['_TRAINREQUEST']._serialized_start=399
+  _globals['_TRAINREQUEST']._serialized_end=554
+  _globals['_TRAINRESPONSE']._serialized_start=556
+  _globals['_TRAINRESPONSE']._serialized_end=618
+  _globals['_CANCELREQUEST']._serialized_start=620
+  _globals['_CANCELREQUEST']._serialized_end=724
+  _globals['_CANCELRESPONSE']._serialized_start=726
+  _globals['_CANCELRESPONSE']._serialized_end=814
+  _globals['_STREAMPROGRESSREQUEST']._serialized_start=816
+  _globals['_STREAMPROGRESSREQUEST']._serialized_end=884
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=886
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=1007
+  _globals['_GETTRAININGREQUEST']._serialized_start=1009
+  _globals['_GETTRAININGREQUEST']._serialized_end=1050
+  _globals['_GETTRAININGRESPONSE']._serialized_start=1052
+  _globals['_GETTRAININGRESPONSE']._serialized_end=1120
+  _globals['_LISTTRAININGSREQUEST']._serialized_start=1123
+  _globals['_LISTTRAININGSREQUEST']._serialized_end=1257
+  _globals['_LISTTRAININGSRESPONSE']._serialized_start=1259
+  _globals['_LISTTRAININGSRESPONSE']._serialized_end=1355
+  _globals['_DELETETRAININGREQUEST']._serialized_start=1357
+  _globals['_DELETETRAININGREQUEST']._serialized_end=1401
+  _globals['_DELETETRAININGRESPONSE']._serialized_start=1403
+  _globals['_DELETETRAININGRESPONSE']._serialized_end=1427
+  _globals['_GETCONFIGREQUEST']._serialized_start=1429
+  _globals['_GETCONFIGREQUEST']._serialized_end=1447
+  _globals['_GETCONFIGRESPONSE']._serialized_start=1450
+  _globals['_GETCONFIGRESPONSE']._serialized_end=1646
+  _globals['_UPDATECONFIGREQUEST']._serialized_start=1648
+  _globals['_UPDATECONFIGREQUEST']._serialized_end=1725
+  _globals['_UPDATECONFIGRESPONSE']._serialized_start=1728
+  _globals['_UPDATECONFIGRESPONSE']._serialized_end=1871
+  _globals['_LISTTRAININGEVENTSREQUEST']._serialized_start=1873
+  _globals['_LISTTRAININGEVENTSREQUEST']._serialized_end=1960
+  _globals['_LISTTRAININGEVENTSRESPONSE']._serialized_start=1962
+  _globals['_LISTTRAININGEVENTSRESPONSE']._serialized_end=2065
+  _globals['_SETTRAINERDRAININGREQUEST']._serialized_start=2067
+  _globals['_SETTRAINERDRAININGREQUEST']._serialized_end=2132
+  _globals['_SETTRAINERDRAININGRESPONSE']._serialized_start=2134
+  _globals['_SETTRAINERDRAININGRESPONSE']._serialized_end=2213
+  _globals['_LISTTRAINERSREQUEST']._serialized_start=2215
+  _globals['_LISTTRAINERSREQUEST']._serialized_end=2236
+  _globals['_LISTTRAINERSRESPONSE']._serialized_start=2238
+  _globals['_LISTTRAINERSRESPONSE']._serialized_end=2312
+  _globals['_TRAINERSTATUS']._serialized_start=2315
+  _globals['_TRAINERSTATUS']._serialized_end=2757
+  _globals['_TRAINERDEVICE']._serialized_start=2759
+  _globals['_TRAINERDEVICE']._serialized_end=2867
+  _globals['_LISTSTRATEGIESREQUEST']._serialized_start=2869
+  _globals['_LISTSTRATEGIESREQUEST']._serialized_end=2892
+  _globals['_LISTSTRATEGIESRESPONSE']._serialized_start=2894
+  _globals['_LISTSTRATEGIESRESPONSE']._serialized_end=2967
+  _globals['_STRATEGY']._serialized_start=2970
+  _globals['_STRATEGY']._serialized_end=3222
+  _globals['_TRAININGSERVICE']._serialized_start=3225
+  _globals['_TRAININGSERVICE']._serialized_end=4414
 # @@protoc_insertion_point(module_scope)

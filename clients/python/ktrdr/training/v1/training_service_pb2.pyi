@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from ktrdr.training.v1 import execution_mode_pb2 as _execution_mode_pb2
 from ktrdr.training.v1 import progress_event_pb2 as _progress_event_pb2
+from ktrdr.training.v1 import scheduling_pb2 as _scheduling_pb2
 from ktrdr.training.v1 import strategy_status_pb2 as _strategy_status_pb2
 from ktrdr.training.v1 import training_pb2 as _training_pb2
 from ktrdr.training.v1 import training_spec_pb2 as _training_spec_pb2
@@ -35,6 +36,7 @@ class TrainRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    SCHEDULING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, at most 128 characters. Empty: every call makes a new training."""
     validate_only: _builtins.bool
@@ -43,16 +45,21 @@ class TrainRequest(_message.Message):
     def spec(self) -> _training_spec_pb2.TrainingSpec:
         """What to train. Required."""
 
+    @_builtins.property
+    def scheduling(self) -> _scheduling_pb2.Scheduling:
+        """What is asked of the queue. Unset: the defaults."""
+
     def __init__(
         self,
         *,
         spec: _training_spec_pb2.TrainingSpec | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        scheduling: _scheduling_pb2.Scheduling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scheduling", b"scheduling", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "scheduling", b"scheduling", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,22 +98,26 @@ class CancelRequest(_message.Message):
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     SAVE_CHECKPOINT_FIELD_NUMBER: _builtins.int
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
-    """The training. Required."""
+    """The training; or `request_id`."""
     save_checkpoint: _builtins.bool
     """Stop at the next batch and keep a checkpoint, instead of killing."""
     cancel_reason: _builtins.str
     """Why, for the record."""
+    request_id: _builtins.str
+    """Idempotency key of the training's Train, which may not have arrived yet."""
     def __init__(
         self,
         *,
         training_id: _builtins.str = ...,
         save_checkpoint: _builtins.bool = ...,
         cancel_reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_reason", b"cancel_reason", "save_checkpoint", b"save_checkpoint", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_reason", b"cancel_reason", "request_id", b"request_id", "save_checkpoint", b"save_checkpoint", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,7 +135,7 @@ class CancelResponse(_message.Message):
     """Where the checkpoint is; empty if none was asked for or training had not begun."""
     @_builtins.property
     def training(self) -> _training_pb2.Training:
-        """The training in its terminal state."""
+        """The training in its terminal state. Unset if no Train with this `request_id` has arrived yet."""
 
     def __init__(
         self,
@@ -459,6 +470,114 @@ class UpdateConfigResponse(_message.Message):
 Global___UpdateConfigResponse: _TypeAlias = UpdateConfigResponse  # noqa: Y015
 
 @_typing.final
+class ListTrainingEventsRequest(_message.Message):
+    """Request of ListTrainingEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    training_id: _builtins.str
+    """The training. Required."""
+    page_size: _builtins.int
+    """Events in a page, 1 to 1000. 0: 200."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        training_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "training_id", b"training_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrainingEventsRequest: _TypeAlias = ListTrainingEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListTrainingEventsResponse(_message.Message):
+    """Response of ListTrainingEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_progress_event_pb2.ProgressEvent]:
+        """Events, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_progress_event_pb2.ProgressEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrainingEventsResponse: _TypeAlias = ListTrainingEventsResponse  # noqa: Y015
+
+@_typing.final
+class SetTrainerDrainingRequest(_message.Message):
+    """Request of SetTrainerDraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINER_FIELD_NUMBER: _builtins.int
+    IS_DRAINING_FIELD_NUMBER: _builtins.int
+    trainer: _builtins.str
+    """Address or identity of the trainer. Required."""
+    is_draining: _builtins.bool
+    """True drains, false ends that."""
+    def __init__(
+        self,
+        *,
+        trainer: _builtins.str = ...,
+        is_draining: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_draining", b"is_draining", "trainer", b"trainer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTrainerDrainingRequest: _TypeAlias = SetTrainerDrainingRequest  # noqa: Y015
+
+@_typing.final
+class SetTrainerDrainingResponse(_message.Message):
+    """Response of SetTrainerDraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trainer(self) -> Global___TrainerStatus:
+        """The trainer now."""
+
+    def __init__(
+        self,
+        *,
+        trainer: Global___TrainerStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trainer", b"trainer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trainer", b"trainer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTrainerDrainingResponse: _TypeAlias = SetTrainerDrainingResponse  # noqa: Y015
+
+@_typing.final
 class ListTrainersRequest(_message.Message):
     """Request of ListTrainers."""
 
@@ -484,7 +603,7 @@ class ListTrainersResponse(_message.Message):
     TRAINERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def trainers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainerStatus]:
-        """The trainers, in the order they were configured."""
+        """The trainers: those configured, in their order, then those that registered."""
 
     def __init__(
         self,
@@ -514,6 +633,14 @@ class TrainerStatus(_message.Message):
     NUM_SLOTS_FIELD_NUMBER: _builtins.int
     NUM_FREE_SLOTS_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
+    TRAINER_ID_FIELD_NUMBER: _builtins.int
+    IS_DRAINING_FIELD_NUMBER: _builtins.int
+    IS_REGISTERED_FIELD_NUMBER: _builtins.int
+    SILENCE_FIELD_NUMBER: _builtins.int
+    NUM_SESSIONS_FIELD_NUMBER: _builtins.int
+    PYTHON_VERSION_FIELD_NUMBER: _builtins.int
+    TORCH_VERSION_FIELD_NUMBER: _builtins.int
+    DEVICE_DETAILS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """Address, host:port."""
     is_healthy: _builtins.bool
@@ -528,6 +655,18 @@ class TrainerStatus(_message.Message):
     """Sessions it can run at once."""
     num_free_slots: _builtins.int
     """Slots that are free."""
+    trainer_id: _builtins.str
+    """Stable identity; empty if it has not answered yet."""
+    is_draining: _builtins.bool
+    """It gets no new sessions: the backend or the trainer itself says so."""
+    is_registered: _builtins.bool
+    """It announced itself by Register, instead of being configured by address."""
+    num_sessions: _builtins.int
+    """Sessions of this backend's trainings on it."""
+    python_version: _builtins.str
+    """Version of Python; empty if it did not answer."""
+    torch_version: _builtins.str
+    """Version of torch; empty if it did not answer or has none."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of its devices, for example "cpu" or "NVIDIA H100"."""
@@ -535,6 +674,14 @@ class TrainerStatus(_message.Message):
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration:
         """Round trip of the health check."""
+
+    @_builtins.property
+    def silence(self) -> _duration_pb2.Duration:
+        """Time since it was last heard of. Unset if it never was."""
+
+    @_builtins.property
+    def device_details(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainerDevice]:
+        """Its devices with their memory, best first."""
 
     def __init__(
         self,
@@ -548,14 +695,54 @@ class TrainerStatus(_message.Message):
         num_slots: _builtins.int = ...,
         num_free_slots: _builtins.int = ...,
         latency: _duration_pb2.Duration | None = ...,
+        trainer_id: _builtins.str = ...,
+        is_draining: _builtins.bool = ...,
+        is_registered: _builtins.bool = ...,
+        silence: _duration_pb2.Duration | None = ...,
+        num_sessions: _builtins.int = ...,
+        python_version: _builtins.str = ...,
+        torch_version: _builtins.str = ...,
+        device_details: _abc.Iterable[Global___TrainerDevice] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "silence", b"silence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "devices", b"devices", "has_gpu", b"has_gpu", "is_healthy", b"is_healthy", "latency", b"latency", "message", b"message", "num_free_slots", b"num_free_slots", "num_slots", b"num_slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device_details", b"device_details", "devices", b"devices", "has_gpu", b"has_gpu", "is_draining", b"is_draining", "is_healthy", b"is_healthy", "is_registered", b"is_registered", "latency", b"latency", "message", b"message", "num_free_slots", b"num_free_slots", "num_sessions", b"num_sessions", "num_slots", b"num_slots", "python_version", b"python_version", "silence", b"silence", "torch_version", b"torch_version", "trainer_id", b"trainer_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainerStatus: _TypeAlias = TrainerStatus  # noqa: Y015
+
+@_typing.final
+class TrainerDevice(_message.Message):
+    """A device of a trainer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_TYPE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_AVAILABLE_GB_FIELD_NUMBER: _builtins.int
+    device_type: _builtins.str
+    """"cuda", "mps" or "cpu"."""
+    name: _builtins.str
+    """Name, for example "NVIDIA H100 80GB HBM3"."""
+    memory_available_gb: _builtins.float
+    """Memory free for training, GiB. Unset if unknown."""
+    def __init__(
+        self,
+        *,
+        device_type: _builtins.str = ...,
+        name: _builtins.str = ...,
+        memory_available_gb: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_available_gb", b"_memory_available_gb", "memory_available_gb", b"memory_available_gb"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_available_gb", b"_memory_available_gb", "device_type", b"device_type", "memory_available_gb", b"memory_available_gb", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_available_gb: _TypeAlias = _typing.Literal["memory_available_gb"]  # noqa: Y015
+    _WhichOneofArgType__memory_available_gb: _TypeAlias = _typing.Literal["_memory_available_gb", b"_memory_available_gb"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_available_gb) -> _WhichOneofReturnType__memory_available_gb | None: ...
+
+Global___TrainerDevice: _TypeAlias = TrainerDevice  # noqa: Y015
 
 @_typing.final
 class ListStrategiesRequest(_message.Message):

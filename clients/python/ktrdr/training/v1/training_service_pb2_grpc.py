@@ -78,10 +78,20 @@ class TrainingServiceStub:
                 request_serializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.UpdateConfigRequest.SerializeToString,
                 response_deserializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.UpdateConfigResponse.FromString,
                 _registered_method=True)
+        self.ListTrainingEvents = channel.unary_unary(
+                '/ktrdr.training.v1.TrainingService/ListTrainingEvents',
+                request_serializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainingEventsRequest.SerializeToString,
+                response_deserializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainingEventsResponse.FromString,
+                _registered_method=True)
         self.ListTrainers = channel.unary_unary(
                 '/ktrdr.training.v1.TrainingService/ListTrainers',
                 request_serializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainersRequest.SerializeToString,
                 response_deserializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainersResponse.FromString,
+                _registered_method=True)
+        self.SetTrainerDraining = channel.unary_unary(
+                '/ktrdr.training.v1.TrainingService/SetTrainerDraining',
+                request_serializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.SetTrainerDrainingRequest.SerializeToString,
+                response_deserializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.SetTrainerDrainingResponse.FromString,
                 _registered_method=True)
         self.ListStrategies = channel.unary_unary(
                 '/ktrdr.training.v1.TrainingService/ListStrategies',
@@ -104,7 +114,8 @@ class TrainingServiceServicer:
         ALREADY_EXISTS. With a `request_id` it is safe to retry on UNAVAILABLE and DEADLINE_EXCEEDED.
         - INVALID_ARGUMENT: a rule is broken; nothing was stored.
         - NOT_FOUND: the named strategy, or the bars of a symbol and timeframe, do not exist.
-        - UNAVAILABLE: the backend is draining.
+        - RESOURCE_EXHAUSTED with RetryInfo: the queue is full, or too many requests are being validated.
+        - UNAVAILABLE: the backend is draining, or its disk or database takes no writes; nothing was stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +127,13 @@ class TrainingServiceServicer:
         `save_checkpoint = false` kills and ends CANCELLED; `true` stops at the next batch, saves a checkpoint, answers its
         path and ends STOPPED. Safe to retry: a retry that finds the training ended by it gets FAILED_PRECONDITION naming
         the state.
+
+        By `request_id` it may come before its Train: the cancel is kept for a day, and the training is CANCELLED as it
+        arrives; until then the answer has no training.
+
+        A training whose trainer cannot be reached is CANCELLING until it answers or its lease ends; then it is CANCELLED,
+        its session is fenced, and the trainer ends it when it is back.
+        - INVALID_ARGUMENT: not exactly one of training_id and request_id.
         - NOT_FOUND: no such training.
         - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
         """
@@ -175,8 +193,25 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTrainingEvents(self, request, context):
+        """Lists the durable events of a training, oldest first, in pages: its whole history. Safe to retry.
+        - NOT_FOUND: no such training.
+        - INVALID_ARGUMENT: bad page size or token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTrainers(self, request, context):
         """Lists the trainers the backend knows, with their health now. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTrainerDraining(self, request, context):
+        """Drains a trainer (it gets no new sessions, those it has go on) or ends that; kept across restarts. Safe to retry.
+        - NOT_FOUND: the backend knows no such trainer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,10 +267,20 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     request_deserializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.UpdateConfigRequest.FromString,
                     response_serializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.UpdateConfigResponse.SerializeToString,
             ),
+            'ListTrainingEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrainingEvents,
+                    request_deserializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainingEventsRequest.FromString,
+                    response_serializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainingEventsResponse.SerializeToString,
+            ),
             'ListTrainers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTrainers,
                     request_deserializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainersRequest.FromString,
                     response_serializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainersResponse.SerializeToString,
+            ),
+            'SetTrainerDraining': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTrainerDraining,
+                    request_deserializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.SetTrainerDrainingRequest.FromString,
+                    response_serializer=ktrdr_dot_training_dot_v1_dot_training__service__pb2.SetTrainerDrainingResponse.SerializeToString,
             ),
             'ListStrategies': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStrategies,
@@ -474,6 +519,33 @@ class TrainingService:
             _registered_method=True)
 
     @staticmethod
+    def ListTrainingEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktrdr.training.v1.TrainingService/ListTrainingEvents',
+            ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainingEventsRequest.SerializeToString,
+            ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainingEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListTrainers(request,
             target,
             options=(),
@@ -490,6 +562,33 @@ class TrainingService:
             '/ktrdr.training.v1.TrainingService/ListTrainers',
             ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainersRequest.SerializeToString,
             ktrdr_dot_training_dot_v1_dot_training__service__pb2.ListTrainersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTrainerDraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktrdr.training.v1.TrainingService/SetTrainerDraining',
+            ktrdr_dot_training_dot_v1_dot_training__service__pb2.SetTrainerDrainingRequest.SerializeToString,
+            ktrdr_dot_training_dot_v1_dot_training__service__pb2.SetTrainerDrainingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,7 +44,8 @@ class TrainingServiceStub:
     ALREADY_EXISTS. With a `request_id` it is safe to retry on UNAVAILABLE and DEADLINE_EXCEEDED.
     - INVALID_ARGUMENT: a rule is broken; nothing was stored.
     - NOT_FOUND: the named strategy, or the bars of a symbol and timeframe, do not exist.
-    - UNAVAILABLE: the backend is draining.
+    - RESOURCE_EXHAUSTED with RetryInfo: the queue is full, or too many requests are being validated.
+    - UNAVAILABLE: the backend is draining, or its disk or database takes no writes; nothing was stored.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CancelRequest, _training_service_pb2.CancelResponse]
     """Ends a training and answers when the worker's process group is verified to be gone.
@@ -52,6 +53,13 @@ class TrainingServiceStub:
     `save_checkpoint = false` kills and ends CANCELLED; `true` stops at the next batch, saves a checkpoint, answers its
     path and ends STOPPED. Safe to retry: a retry that finds the training ended by it gets FAILED_PRECONDITION naming
     the state.
+
+    By `request_id` it may come before its Train: the cancel is kept for a day, and the training is CANCELLED as it
+    arrives; until then the answer has no training.
+
+    A training whose trainer cannot be reached is CANCELLING until it answers or its lease ends; then it is CANCELLED,
+    its session is fenced, and the trainer ends it when it is back.
+    - INVALID_ARGUMENT: not exactly one of training_id and request_id.
     - NOT_FOUND: no such training.
     - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
     """
@@ -82,8 +90,17 @@ class TrainingServiceStub:
     """Changes the backend's configuration and answers the previous and the new value; kept across restarts.
     - INVALID_ARGUMENT: the mode is unset.
     """
+    ListTrainingEvents: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainingEventsRequest, _training_service_pb2.ListTrainingEventsResponse]
+    """Lists the durable events of a training, oldest first, in pages: its whole history. Safe to retry.
+    - NOT_FOUND: no such training.
+    - INVALID_ARGUMENT: bad page size or token.
+    """
     ListTrainers: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainersRequest, _training_service_pb2.ListTrainersResponse]
     """Lists the trainers the backend knows, with their health now. Safe to retry."""
+    SetTrainerDraining: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.SetTrainerDrainingRequest, _training_service_pb2.SetTrainerDrainingResponse]
+    """Drains a trainer (it gets no new sessions, those it has go on) or ends that; kept across restarts. Safe to retry.
+    - NOT_FOUND: the backend knows no such trainer.
+    """
     ListStrategies: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListStrategiesRequest, _training_service_pb2.ListStrategiesResponse]
     """Lists the strategies in the backend's strategies directory with their status. Safe to retry."""
 
@@ -103,7 +120,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     ALREADY_EXISTS. With a `request_id` it is safe to retry on UNAVAILABLE and DEADLINE_EXCEEDED.
     - INVALID_ARGUMENT: a rule is broken; nothing was stored.
     - NOT_FOUND: the named strategy, or the bars of a symbol and timeframe, do not exist.
-    - UNAVAILABLE: the backend is draining.
+    - RESOURCE_EXHAUSTED with RetryInfo: the queue is full, or too many requests are being validated.
+    - UNAVAILABLE: the backend is draining, or its disk or database takes no writes; nothing was stored.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelRequest, _training_service_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a training and answers when the worker's process group is verified to be gone.
@@ -111,6 +129,13 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     `save_checkpoint = false` kills and ends CANCELLED; `true` stops at the next batch, saves a checkpoint, answers its
     path and ends STOPPED. Safe to retry: a retry that finds the training ended by it gets FAILED_PRECONDITION naming
     the state.
+
+    By `request_id` it may come before its Train: the cancel is kept for a day, and the training is CANCELLED as it
+    arrives; until then the answer has no training.
+
+    A training whose trainer cannot be reached is CANCELLING until it answers or its lease ends; then it is CANCELLED,
+    its session is fenced, and the trainer ends it when it is back.
+    - INVALID_ARGUMENT: not exactly one of training_id and request_id.
     - NOT_FOUND: no such training.
     - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
     """
@@ -141,8 +166,17 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Changes the backend's configuration and answers the previous and the new value; kept across restarts.
     - INVALID_ARGUMENT: the mode is unset.
     """
+    ListTrainingEvents: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainingEventsRequest, _training_service_pb2.ListTrainingEventsResponse]  # type: ignore[assignment]
+    """Lists the durable events of a training, oldest first, in pages: its whole history. Safe to retry.
+    - NOT_FOUND: no such training.
+    - INVALID_ARGUMENT: bad page size or token.
+    """
     ListTrainers: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainersRequest, _training_service_pb2.ListTrainersResponse]  # type: ignore[assignment]
     """Lists the trainers the backend knows, with their health now. Safe to retry."""
+    SetTrainerDraining: _aio.UnaryUnaryMultiCallable[_training_service_pb2.SetTrainerDrainingRequest, _training_service_pb2.SetTrainerDrainingResponse]  # type: ignore[assignment]
+    """Drains a trainer (it gets no new sessions, those it has go on) or ends that; kept across restarts. Safe to retry.
+    - NOT_FOUND: the backend knows no such trainer.
+    """
     ListStrategies: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListStrategiesRequest, _training_service_pb2.ListStrategiesResponse]  # type: ignore[assignment]
     """Lists the strategies in the backend's strategies directory with their status. Safe to retry."""
 
@@ -165,7 +199,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         ALREADY_EXISTS. With a `request_id` it is safe to retry on UNAVAILABLE and DEADLINE_EXCEEDED.
         - INVALID_ARGUMENT: a rule is broken; nothing was stored.
         - NOT_FOUND: the named strategy, or the bars of a symbol and timeframe, do not exist.
-        - UNAVAILABLE: the backend is draining.
+        - RESOURCE_EXHAUSTED with RetryInfo: the queue is full, or too many requests are being validated.
+        - UNAVAILABLE: the backend is draining, or its disk or database takes no writes; nothing was stored.
         """
 
     @_abc_1.abstractmethod
@@ -179,6 +214,13 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         `save_checkpoint = false` kills and ends CANCELLED; `true` stops at the next batch, saves a checkpoint, answers its
         path and ends STOPPED. Safe to retry: a retry that finds the training ended by it gets FAILED_PRECONDITION naming
         the state.
+
+        By `request_id` it may come before its Train: the cancel is kept for a day, and the training is CANCELLED as it
+        arrives; until then the answer has no training.
+
+        A training whose trainer cannot be reached is CANCELLING until it answers or its lease ends; then it is CANCELLED,
+        its session is fenced, and the trainer ends it when it is back.
+        - INVALID_ARGUMENT: not exactly one of training_id and request_id.
         - NOT_FOUND: no such training.
         - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
         """
@@ -247,12 +289,33 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListTrainingEvents(
+        self,
+        request: _training_service_pb2.ListTrainingEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.ListTrainingEventsResponse, _abc.Awaitable[_training_service_pb2.ListTrainingEventsResponse]]:
+        """Lists the durable events of a training, oldest first, in pages: its whole history. Safe to retry.
+        - NOT_FOUND: no such training.
+        - INVALID_ARGUMENT: bad page size or token.
+        """
+
+    @_abc_1.abstractmethod
     def ListTrainers(
         self,
         request: _training_service_pb2.ListTrainersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.ListTrainersResponse, _abc.Awaitable[_training_service_pb2.ListTrainersResponse]]:
         """Lists the trainers the backend knows, with their health now. Safe to retry."""
+
+    @_abc_1.abstractmethod
+    def SetTrainerDraining(
+        self,
+        request: _training_service_pb2.SetTrainerDrainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.SetTrainerDrainingResponse, _abc.Awaitable[_training_service_pb2.SetTrainerDrainingResponse]]:
+        """Drains a trainer (it gets no new sessions, those it has go on) or ends that; kept across restarts. Safe to retry.
+        - NOT_FOUND: the backend knows no such trainer.
+        """
 
     @_abc_1.abstractmethod
     def ListStrategies(

@@ -44,7 +44,7 @@ class _TrainingStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trainin
 class TrainingState(_TrainingState, metaclass=_TrainingStateEnumTypeWrapper):
     """State of a training, and of its session on a trainer.
     QUEUED -> RUNNING -> UPLOADING -> COMPLETED; FAILED, CANCELLED or STOPPED from any of the first three, CANCELLING on
-    the way.
+    the way. A training whose trainer is lost goes back to QUEUED, for its next attempt.
     """
 
 TRAINING_STATE_UNSPECIFIED: TrainingState.ValueType  # 0

@@ -1,0 +1,42 @@
+"""How a training whose model is stored becomes COMPLETED, whoever notices it first."""
+
+from __future__ import annotations
+
+from backend_service.operations.training_record import TrainingRecord
+from backend_service.publisher import Publisher
+from ktrdr_core.domain.result import TrainingResult
+from ktrdr_core.domain.states import TrainingState
+from ktrdr_core.storage.stored_model import StoredModel
+
+
+class Completion:
+    """Looks for the published model of a training.
+
+    Args:
+        publisher: Knows which trainings have published one.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    async def complete_if_published(self, record: TrainingRecord) -> bool:
+        """Return whether the training has ended, completing it if its model is stored."""
+        async with record.publication:
+            if record.is_ended:
+                return True
+            model = await self._publisher.find_by_training(record.training_id)
+            if model is None:
+                return False
+            if record.state is TrainingState.QUEUED:
+                await record.try_move_to(TrainingState.RUNNING, "It was trained")
+            if record.state is TrainingState.RUNNING:
+                await record.try_move_to(TrainingState.UPLOADING, "The model has arrived")
+            if not record.is_ended:
+                await complete(record, model)
+            return True
+
+
+async def complete(record: TrainingRecord, model: StoredModel) -> None:
+    """Move a training whose model is published to COMPLETED, with the result as stored."""
+    result: TrainingResult = {**model.result, "model_path": str(model.path)}
+    await record.move_to(TrainingState.COMPLETED, f"Model stored as {model.name}", result=result)
