@@ -13,7 +13,6 @@ from ktrdr.models.v1 import model_service_pb2 as pb
 
 from backend_service.operations.training_record import TrainingRecord
 from backend_service.operations.trainings import Trainings
-from backend_service.orchestration.completion import complete
 from backend_service.publisher import Publisher
 from backend_service.upload_files import (
     PartialUpload,
@@ -24,7 +23,6 @@ from backend_service.upload_files import (
     remove_stale,
     upload_key,
 )
-from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
     CorruptDataError,
     IllegalStateError,
@@ -43,7 +41,6 @@ T = TypeVar("T")
 _log = get_logger(__name__)
 
 STALE_AFTER_S = 3 * 86_400.0
-CATCH_UP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +149,13 @@ class UploadReceiver:
         """Finish `ending` although its caller may be cancelled."""
         task = asyncio.get_running_loop().create_task(ending)
         self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        task.add_done_callback(self._note_end)
         return await asyncio.shield(task)
+
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
+        self._endings.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.info("An upload ended with %s", error)  # its caller, if it is still there, is told as well
 
     async def _keep(self, plan: UploadPlan, partial: PartialUpload) -> None:
         """Make the part that has arrived safe, for a later stream to go on from."""
@@ -192,14 +194,13 @@ class UploadReceiver:
             )
 
     async def _commit(self, plan: UploadPlan, partial: PartialUpload, record: TrainingRecord | None) -> StoredModel:
-        """Verify, publish, complete the training; the partial upload is gone afterwards."""
+        """Verify and publish; the partial upload is gone afterwards."""
         staging = self._root / f"{plan.key}.staging"
         try:
             await asyncio.to_thread(partial.close)
             await asyncio.to_thread(partial.split, staging)
             if record is None:
                 return await self._publish(plan, staging)
-            await _catch_up(record)
             async with record.publication:
                 if record.is_ended:
                     raise IllegalStateError(
@@ -207,9 +208,9 @@ class UploadReceiver:
                         metadata={"training_id": plan.training_id, "state": str(record.state)},
                     )
                 _check_attempt(record, plan)  # again: it may have been given up while its bytes came
-                model = await self._publish(plan, staging)
-                await complete(record, model)
-                return model
+                # The training is COMPLETED by who copies the session's log, once that has come to its end: an upload
+                # may well arrive while the way to the trainer is cut.
+                return await self._publish(plan, staging)
         finally:
             await asyncio.to_thread(partial.remove)
             await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
@@ -237,16 +238,3 @@ def _check_attempt(record: TrainingRecord, plan: UploadPlan) -> None:
             "over; drop this artifact",
             metadata={"training_id": plan.training_id},
         )
-
-
-async def _catch_up(record: TrainingRecord) -> None:
-    """Let the session's log arrive before its artifact ends the training's log; it is a moment behind at most."""
-    early = (TrainingState.QUEUED, TrainingState.RUNNING)
-    try:
-        async with asyncio.timeout(CATCH_UP_S):
-            await record.wait_for(lambda state: state not in early)
-    except TimeoutError:
-        if record.state is TrainingState.QUEUED:
-            await record.move_to(TrainingState.RUNNING, "The trainer has trained it")
-        if record.state is TrainingState.RUNNING:
-            await record.move_to(TrainingState.UPLOADING, "The model has arrived")

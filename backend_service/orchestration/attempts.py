@@ -26,11 +26,13 @@ class LostAttempt:
         session: The attempt, with its sequence as far as it was heard.
         error_reason: `KtrdrError.reason` of the loss.
         cause: What happened, one clause without its end: "trainer gpu-1:50052 was unreachable for 10 s".
+        is_log_whole: Whether all that the attempt had to tell is in the training's log.
     """
 
     session: SessionRow
     error_reason: str
     cause: str
+    is_log_whole: bool = False
 
 
 def next_session(record: TrainingRecord, placement: Placement, *, trainer_id: str = "") -> SessionRow:

@@ -8,6 +8,8 @@ from ktrdr_core.domain.result import TrainingResult
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.storage.stored_model import StoredModel
 
+HISTORY_INCOMPLETE = "HISTORY_INCOMPLETE"
+
 
 class Completion:
     """Looks for the published model of a training.
@@ -19,14 +21,23 @@ class Completion:
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 
-    async def complete_if_published(self, record: TrainingRecord) -> bool:
-        """Return whether the training has ended, completing it if its model is stored."""
+    async def complete_if_published(self, record: TrainingRecord, *, missing: str = "") -> bool:
+        """Return whether the training has ended, completing it if its model is stored.
+
+        Args:
+            record: The training.
+            missing: Why its history may have a hole at the end; then a warning says so.
+        """
         async with record.publication:
             if record.is_ended:
                 return True
             model = await self._publisher.find_by_training(record.training_id)
             if model is None:
                 return False
+            if missing:
+                await record.warn(
+                    HISTORY_INCOMPLETE, f"the model is stored; {missing}: what it had not told is missing"
+                )
             if record.state is TrainingState.QUEUED:
                 await record.try_move_to(TrainingState.RUNNING, "It was trained")
             if record.state is TrainingState.RUNNING:

@@ -30,6 +30,7 @@ from ktrdr_core.errors import (
     NoSlotError,
     StorageError,
     TrainerLostError,
+    UnavailableError,
 )
 from ktrdr_core.execution.engine import SessionCheckpoint
 from ktrdr_core.logging import get_logger, log_context
@@ -197,7 +198,7 @@ class Dispatcher:
         if tasks or others:
             _, left = await asyncio.wait([*tasks, *others], timeout=self._kill_limit_s)
             for task in left:
-                _log.error("%s does not end within %g s; stopping without it", task.get_name(), self._kill_limit_s)
+                _log.warning("%s does not end within %g s; left to the next start", task.get_name(), self._kill_limit_s)
         await self._fences.close()
 
     async def _drive(self, run: Run) -> None:
@@ -215,7 +216,10 @@ class Dispatcher:
         except StorageError as error:
             _log.warning("Left to the next start: %s", error.message)  # it gives up only when the service stops
         except KtrdrError as error:
-            await self._end_failed(record, error)
+            if self._is_draining and isinstance(error, UnavailableError):
+                _log.warning("Left to the next start: %s", error.message)  # what it needed has been closed already
+            else:
+                await self._end_failed(record, error)
         except Exception as error:  # noqa: BLE001 - a defect must end the training, not leave it "running" for days
             _log.exception("The training could not be driven")
             await self._end_failed(record, error)
@@ -282,7 +286,7 @@ class Dispatcher:
         if lost is None or run.record.is_ended:
             return
         record = run.record
-        if await self._completion.complete_if_published(record):
+        if await self._completion.complete_if_published(record, missing="" if lost.is_log_whole else lost.cause):
             return
         kept = await self._checkpoints.find(record.training_id)
         async with record.publication:

@@ -299,16 +299,22 @@ class HostRunner:
             await record.try_move_to(TrainingState.UPLOADING, "The trainer uploads the model", session=session)
         elif detail.state is TrainingState.CANCELLING and record.state is not TrainingState.CANCELLING:
             await record.try_move_to(TrainingState.CANCELLING, detail.message, session=session)
-        elif detail.state in (TrainingState.FAILED, TrainingState.CANCELLED, TrainingState.STOPPED):
-            async with record.publication:
-                await record.try_move_to(
-                    detail.state,
-                    detail.message,
-                    error_reason=detail.error_reason,
-                    checkpoint_path=detail.checkpoint_path,
-                    session=session,
-                )
+        elif detail.state.is_terminal:
+            await self._end(record, session, detail)
         return session
+
+    async def _end(self, record: TrainingRecord, session: SessionRow, detail: StateDetail) -> None:
+        """End the training with its session; a model that is stored counts, whatever the session says of its end."""
+        if await self._completion.complete_if_published(record) or detail.state is TrainingState.COMPLETED:
+            return
+        async with record.publication:
+            await record.try_move_to(
+                detail.state,
+                detail.message,
+                error_reason=detail.error_reason,
+                checkpoint_path=detail.checkpoint_path,
+                session=session,
+            )
 
     async def _settle(self, record: TrainingRecord, session: SessionRow) -> None:
         """End a training whose session's log has ended; usually the upload has done so already."""
@@ -380,4 +386,5 @@ def _loss_in(event: ProgressEvent, session: SessionRow) -> LostAttempt | None:
         session=replace(session, last_sequence=event.sequence),
         error_reason=detail.error_reason,
         cause=f"on trainer {session.trainer}: {detail.message}",
+        is_log_whole=True,
     )

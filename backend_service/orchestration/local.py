@@ -159,10 +159,13 @@ class LocalTrainingOrchestrator:
                 session=session,
                 error_reason=DrainingError.reason,
                 cause="the backend was stopped while it ran on its machine",
+                is_log_whole=True,
             )
         if outcome.state is TrainingState.FAILED and outcome.error_reason in LOST_REASONS and order is None:
             await self._keep_checkpoint(record, worker)
-            return LostAttempt(session=session, error_reason=outcome.error_reason, cause=outcome.message)
+            return LostAttempt(
+                session=session, error_reason=outcome.error_reason, cause=outcome.message, is_log_whole=True
+            )
         is_killed = order is not None and not order.save_checkpoint and not order.is_drain
         # A worker that did not stop in time was killed: no checkpoint, so it is not STOPPED.
         was_not_heard = order is not None and order.save_checkpoint and outcome.state is TrainingState.CANCELLED

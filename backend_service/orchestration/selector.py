@@ -9,11 +9,9 @@ from backend_service.operations.records import Placement
 from backend_service.orchestration.trainer_health import TrainerHealth
 from ktrdr_core.domain.spec import ExecutionMode
 from ktrdr_core.errors import ExecutionModeError, InvalidInputError
-from ktrdr_core.logging import get_logger
 
 MAX_VIEW_AGE_S = 2.5  # trainers are asked, or renew their lease, every 2 s
 MAX_TRAINER_REASONS = 50  # they are stored with each training
-_log = get_logger(__name__)
 
 
 class NoTrainerYetError(Exception):
@@ -141,7 +139,6 @@ class ExecutionModeSelector:
                 raise self._refuse(reasons, "start a trainer with a GPU, or do not require one")
             if mode is ExecutionMode.HOST:
                 reasons.append("no trainer is available: falls back to the backend's machine")
-                _log.warning("no healthy trainer, falling back to local")
         if not self._can_train_locally:
             reasons.append("the backend's machine cannot train")
             raise self._refuse(reasons, "start a trainer, or install ktrdr[train] here and give it a slot")
@@ -177,11 +174,9 @@ class ExecutionModeSelector:
         return best.address
 
     def _decide(self, mode: ExecutionMode, reasons: list[str], *, trainer: str = "") -> Placement:
-        _log.debug("chose %s %s: %s", mode, trainer, "; ".join(reasons))
         return Placement(mode=mode, trainer=trainer, reasons=tuple(reasons))
 
     def _refuse(self, reasons: list[str], way_out: str) -> ExecutionModeError:
-        _log.warning("no place: %s", "; ".join(reasons))
         return ExecutionModeError(f"no place satisfies the training ({'; '.join(reasons)}); {way_out}")
 
 

@@ -14,6 +14,8 @@ from ktrdr_core.errors import KtrdrError
 from ktrdr_core.execution.fork_server import stop_fork_server
 from ktrdr_core.logging import LogFormat, configure_logging
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class ServiceSettings(Protocol):
     """What every service's settings have."""
@@ -49,7 +51,12 @@ def run_service(
     configure_logging(settings.log_level, service=name, format=settings.log_format)
 
     async def main() -> None:
-        await serve(settings)
+        try:
+            await serve(settings)
+        finally:  # a signal more must not turn an orderly end into a killed process
+            for number in STOP_SIGNALS:
+                asyncio.get_running_loop().remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
 
     try:
         asyncio.run(main())
@@ -70,7 +77,7 @@ def stop_on_signals(hurry: Callable[[], None]) -> asyncio.Event:
             hurry()
         stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     return stopping
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ktrdr.models.v1 import model_service_pb2
+from ktrdr.models.v1 import model_service_pb2, model_service_pb2_grpc
 from ktrdr.training.v1 import retry_mode_pb2, training_service_pb2
 from ktrdr.training.v1 import training_state_pb2 as states
 from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
@@ -13,6 +13,10 @@ from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, StateDetail, TrainingStep, WarningDetail
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import IllegalStateError, WriteConflictError
+from ktrdr_core.rpc.channel import open_channel
+from ktrdr_core.rpc.upload import UploadPlan, upload_messages
+from ktrdr_core.storage.artifact import write_artifact
+from tests.kit.artifacts import make_artifact
 from tests.kit.backend import (
     HOST,
     LOCAL,
@@ -346,3 +350,60 @@ async def test_history_comes_in_pages(tmp_path: Path) -> None:
             if not token:
                 break
         assert seen == list(range(1, 12))  # QUEUED, RUNNING, seven epochs, UPLOADING, COMPLETED
+
+
+async def upload_of(trainer: FakeTrainer, session: TrainerSession) -> None:
+    """Upload a session's model, and let its log go on only in the test's time."""
+    artifact = trainer.directory / session.request.session_id
+    write_artifact(artifact, make_artifact())
+    plan = UploadPlan.of(artifact, training_id=session.request.training_id, attempt=session.request.attempt)
+    async with open_channel(session.request.upload_target) as channel:
+        await model_service_pb2_grpc.ModelServiceStub(channel).UploadModel(upload_messages(plan))
+
+
+async def test_training_is_completed_only_when_its_history_is_whole(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    async with running_trainer(trainer) as address:
+        context = running_backend(tmp_path, trainers=(address,))
+        backend = await context.__aenter__()
+        training_id = await backend.train(a_spec(HOST))
+        await backend.until(training_id, "RUNNING")
+    try:  # the way to the trainer is cut, the one back is not
+        await upload_of(trainer, trainer.only)
+        assert await backend.state(training_id) == "RUNNING"
+        for number in (1, 2):
+            await trainer.only.log.append(epoch(number))
+        for state in (TrainingState.UPLOADING, TrainingState.COMPLETED):
+            await trainer.only.log.append(event(StateDetail(state=state)))
+        async with running_trainer(trainer, address):
+            training = await backend.until(training_id, "COMPLETED")
+        assert await epochs(backend, training_id) == [(1, 1), (1, 2)]
+        assert not training.warnings
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+async def test_model_whose_trainer_is_lost_before_its_history_is_whole_completes_with_a_warning(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    async with running_trainer(trainer) as address:
+        context = running_backend(tmp_path, trainers=(address,), trainer_lost_s=0.5)
+        backend = await context.__aenter__()
+        training_id = await backend.train(a_spec(HOST))
+        await backend.until(training_id, "RUNNING")
+        await upload_of(trainer, trainer.only)
+    try:
+        training = await backend.until(training_id, "COMPLETED")
+        assert len(training.warnings) == 1
+        assert "what it had not told is missing" in training.warnings[0]
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+async def test_cancel_that_comes_after_the_model_is_stored_keeps_the_model(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
+        training_id = await backend.train(a_spec(HOST))
+        await backend.until(training_id, "RUNNING")
+        await upload_of(trainer, trainer.only)
+        answer = await backend.cancel(training_id)  # the trainer, which has not heard of it yet, says CANCELLED
+        assert answer.training.state == states.TRAINING_STATE_COMPLETED

@@ -346,12 +346,13 @@ async def test_announced_address_serves_while_the_configured_one_does_not() -> N
 async def test_announced_address_the_backend_cannot_reach_is_told() -> None:
     async with following() as trainers, serving_registry(trainers) as served:
         served.open().keep("t1", NOBODY, an_info("t1"))
-        health = await see(trainers, is_healthy=False, trainer_id="t1", is_lost=False)
-        await eventually(lambda: trainers.num_slots == 0)
-        health = await see(trainers, is_healthy=False)
-        while "advertise" not in health.message:
+        await see(trainers, is_healthy=False, trainer_id="t1", is_lost=False)
+
+        async def message() -> str:
             (health,) = await trainers.check_all()
-        assert NOBODY in health.message
+            return health.message if "--advertise-address" in health.message else ""
+
+        assert NOBODY in await eventually(message)
         assert trainers.free_slots(NOBODY) == 0
 
 
