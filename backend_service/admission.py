@@ -30,6 +30,7 @@ from ktrdr_core.errors import (
     UnavailableError,
 )
 from ktrdr_core.training.preflight import preflight, prepare_strategy
+from ktrdr_core.undisturbed import undisturbed
 
 P = ParamSpec("P")
 # A validation takes 6 ms of a thread that shares the interpreter with the event loop: more threads would make no
@@ -145,10 +146,7 @@ class Admission:
             DrainingError: The backend is stopping.
         """
         check_request_id(request_id)
-        task = asyncio.create_task(self._accept(spec, request_id, scheduling))
-        self._accepts.add(task)
-        task.add_done_callback(self._accepts.discard)
-        return await asyncio.shield(task)
+        return await undisturbed(self._accept(spec, request_id, scheduling), self._accepts)
 
     async def _accept(self, spec: TrainingSpec, request_id: str, scheduling: Scheduling) -> TrainingSnapshot:
         duplicate = await self._find_duplicate(request_id, spec, scheduling)

@@ -206,6 +206,7 @@ class BackendApp:
             upload_target=self._upload_target,
             version=version,
             trainer_lost_s=settings.trainer_lost_s,
+            history_wait_s=settings.history_wait_s,
         )
         placer = Placer(selector, trainers, local_slots=local_slots, retry_wait_s=settings.retry_wait_s)
         fences = Fences(trainings, trainers)

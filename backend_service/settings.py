@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ktrdr_core.addresses import is_host_port
 from ktrdr_core.domain.spec import ExecutionMode
 
 DEFAULT_DATA_DIR = Path("~/.local/share/ktrdr")
@@ -31,6 +32,7 @@ class BackendSettings(BaseSettings):
         health_timeout_s: Limit of a trainer's health check.
         trainer_lost_s: Silence after which a trainer is lost: length of its lease, and end of the attempts it has.
         retry_wait_s: How long a training whose trainer was lost waits for one before it fails.
+        history_wait_s: How long a training whose model is stored waits for its lost trainer to tell the rest.
         checkpoint_every_s: How often a worker of this machine keeps a checkpoint.
         max_checkpoint_bytes: Largest checkpoint that is fetched from a trainer.
         database_url: Operations database, "postgresql://user@host/name"; "" is SQLite, operations.db in data_dir.
@@ -64,6 +66,7 @@ class BackendSettings(BaseSettings):
     health_timeout_s: float = Field(default=2.0, gt=0)
     trainer_lost_s: float = Field(default=10.0, gt=0)
     retry_wait_s: float = Field(default=3 * 86_400.0, ge=0)
+    history_wait_s: float = Field(default=300.0, ge=0)
     checkpoint_every_s: float = Field(default=10.0, gt=0)
     max_checkpoint_bytes: int = Field(default=4 << 30, ge=1)
     database_url: str = Field(default="", repr=False)
@@ -84,8 +87,7 @@ class BackendSettings(BaseSettings):
     @classmethod
     def _check_addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
         for address in addresses:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            if not is_host_port(address):
                 raise ValueError(f"a trainer is given as host:port, was {address!r}")
         return addresses
 

@@ -221,12 +221,16 @@ def digest_whole(directory: Path) -> str:
     return whole.hexdigest()
 
 
+STAGING_SUFFIX = ".staging"
+
+
 def remove_stale(root: Path, *, older_than_s: float) -> int:
-    """Remove uploads that nothing was added to for so long; return how many."""
+    """Remove uploads that nothing was added to for so long, and what a killed service was putting together from one;
+    return how many."""
     removed = 0
     limit = time.time() - older_than_s
     for directory in root.iterdir() if root.is_dir() else ():
-        if directory.is_dir() and directory.stat().st_mtime < limit:
+        if directory.is_dir() and (directory.suffix == STAGING_SUFFIX or directory.stat().st_mtime < limit):
             shutil.rmtree(directory, ignore_errors=True)
             removed += 1
     return removed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from backend_service.operations.training_record import TrainingRecord
 from backend_service.operations.trainings import Trainings
 from backend_service.publisher import Publisher
 from backend_service.upload_files import (
+    STAGING_SUFFIX,
     PartialUpload,
     UploadPlan,
     committed_size_bytes,
@@ -36,6 +37,7 @@ from ktrdr_core.errors import (
 from ktrdr_core.logging import get_logger
 from ktrdr_core.storage.artifact import TRAVELLING_FILES
 from ktrdr_core.storage.stored_model import StoredModel
+from ktrdr_core.undisturbed import undisturbed
 
 T = TypeVar("T")
 _log = get_logger(__name__)
@@ -117,9 +119,9 @@ class UploadReceiver:
         finally:
             # A vanished sender cancels this call, at any await; what has arrived must be made safe all the same.
             if not has_all:
-                await self._undisturbed(self._keep(plan, partial))
+                await undisturbed(self._keep(plan, partial), self._endings)
         # Everything has arrived: published even if the sender is gone before it hears of it.
-        return await self._undisturbed(self._commit(plan, partial, record)), False
+        return await undisturbed(self._commit(plan, partial, record), self._endings), False
 
     async def query(self, training_id: str, attempt: int, sha256: bytes) -> UploadStatus:
         """Return how much of an upload is safe.
@@ -144,18 +146,6 @@ class UploadReceiver:
         """Finish what has arrived."""
         if self._endings:
             await asyncio.wait(set(self._endings))
-
-    async def _undisturbed(self, ending: Coroutine[Any, Any, T]) -> T:
-        """Finish `ending` although its caller may be cancelled."""
-        task = asyncio.get_running_loop().create_task(ending)
-        self._endings.add(task)
-        task.add_done_callback(self._note_end)
-        return await asyncio.shield(task)
-
-    def _note_end(self, task: asyncio.Task[Any]) -> None:
-        self._endings.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.info("An upload ended with %s", error)  # its caller, if it is still there, is told as well
 
     async def _keep(self, plan: UploadPlan, partial: PartialUpload) -> None:
         """Make the part that has arrived safe, for a later stream to go on from."""
@@ -195,7 +185,7 @@ class UploadReceiver:
 
     async def _commit(self, plan: UploadPlan, partial: PartialUpload, record: TrainingRecord | None) -> StoredModel:
         """Verify and publish; the partial upload is gone afterwards."""
-        staging = self._root / f"{plan.key}.staging"
+        staging = self._root / f"{plan.key}{STAGING_SUFFIX}"
         try:
             await asyncio.to_thread(partial.close)
             await asyncio.to_thread(partial.split, staging)

@@ -33,6 +33,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--drain-timeout-s", type=float, help="how long SIGTERM lets running sessions go on (10)")
     parser.add_argument("--log-level", help="DEBUG, INFO, WARNING or ERROR (INFO)")
+    parser.add_argument("--log-format", help="text or json (text)")
     return vars(parser.parse_args(arguments))
 
 

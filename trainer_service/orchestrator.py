@@ -27,6 +27,7 @@ from ktrdr_core.errors import (
 )
 from ktrdr_core.execution.engine import ExecutionEngine, SessionCheckpoint
 from ktrdr_core.logging import get_logger
+from ktrdr_core.undisturbed import undisturbed
 from ktrdr_core.versions import check_versions, own_version
 from trainer_service.checkpoint_outlet import give_checkpoint
 from trainer_service.checkpoint_store import CheckpointStore
@@ -130,7 +131,7 @@ class HostTrainingOrchestrator:
         # A caller that goes away must not leave half a session: accepting goes on without it.
         task = asyncio.create_task(self._accept(order))
         self._accepting[order.session_id] = (order, task)
-        task.add_done_callback(lambda _: self._accepting.pop(order.session_id, None))
+        task.add_done_callback(lambda ended: self._note_accepted(order.session_id, ended))
         return await asyncio.shield(task)
 
     async def cancel(
@@ -154,7 +155,7 @@ class HostTrainingOrchestrator:
         entry = self._runs.get(session_id)
         if entry is None:
             raise DrainingError("the trainer has stopped; cancel again when it is back")
-        await asyncio.shield(self._in_background(entry[0].cancel(CancelRequest(save_checkpoint, reason))))
+        await undisturbed(entry[0].cancel(CancelRequest(save_checkpoint, reason)), self._background)
         return session
 
     def fence(self, session_ids: Iterable[str]) -> None:
@@ -164,7 +165,7 @@ class HostTrainingOrchestrator:
             if session is None and session_id not in self._accepting:
                 self._refuse(session_id)
             elif entry is None or not entry[0].is_being_cancelled:
-                self._in_background(self._fence(session_id))
+                undisturbed(self._fence(session_id), self._background)
 
     def session(self, session_id: str) -> Session:
         """Return a session.
@@ -242,7 +243,7 @@ class HostTrainingOrchestrator:
         watched = [run.session for run, _ in runs if run.session.num_watchers]
         for run, _ in runs:
             run.begin_stop()
-        stops = set() if hurried.done() else {self._in_background(run.stop_worker()) for run, _ in runs}
+        stops = set() if hurried.done() else {undisturbed(run.stop_worker(), self._background) for run, _ in runs}
         await _wait_all(stops, loop.time() + STOP_LIMIT_S, hurried)
         await self._engine.close()
         await asyncio.gather(*stops, return_exceptions=True)  # a worker that cannot be ended is in the engine's log
@@ -251,7 +252,7 @@ class HostTrainingOrchestrator:
         if runs:
             await asyncio.wait({task for _, task in runs}, timeout=JOURNAL_RETRY_S)
         owed = [session for session in watched if session.log.summary.error_reason in RESUMABLE_REASONS]
-        givings = {self._in_background(session.wait_given()) for session in owed}
+        givings = {undisturbed(session.wait_given(), self._background) for session in owed}
         await _wait_all(givings, loop.time() + STOP_LIMIT_S, hurried)
         left: set[asyncio.Task[Any]] = {task for _, task in (*self._runs.values(), *self._accepting.values())}
         left |= self._background
@@ -293,18 +294,17 @@ class HostTrainingOrchestrator:
         except KtrdrError as error:  # mostly: it has ended meanwhile; else the backend asks again
             _log.info("Not fenced: %s", error.message)
 
+    def _note_accepted(self, session_id: str, task: asyncio.Task[Session]) -> None:
+        self._accepting.pop(session_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.info("Session %s was not accepted: %s", session_id, error)  # who asked may have gone
+
     def _refuse(self, session_id: str) -> None:
         if len(session_id) > MAX_NAME_LENGTH:  # no Train can have it
             return
         self._refused_ids[session_id] = None
         while len(self._refused_ids) > _MAX_REFUSED_IDS:
             self._refused_ids.popitem(last=False)
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
 
 
 def _check_same(known: SessionOrder, wanted: SessionOrder) -> None:
@@ -337,7 +337,7 @@ async def _counted(
         session.num_watchers -= 1
 
 
-async def _wait_all(tasks: set[asyncio.Task[Any]], deadline: float, hurried: asyncio.Task[Any]) -> None:
+async def _wait_all(tasks: Iterable[asyncio.Future[Any]], deadline: float, hurried: asyncio.Task[Any]) -> None:
     """Wait until all are done, `deadline` on the loop's clock has passed, or `hurried` is done."""
     loop = asyncio.get_running_loop()
     pending = {task for task in tasks if not task.done()}

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ktrdr_core.addresses import is_host_port, is_loopback
+
 _ANY_ADDRESS = ("0.0.0.0", "::", "[::]", "")  # noqa: S104  named to be told apart, not listened on
 
 
@@ -73,7 +75,7 @@ class TrainerSettings(BaseSettings):
         else:
             host = info.data.get("host", "")
             for backend in info.data.get("backends", ()):
-                if host in _ANY_ADDRESS or (_is_loopback(host) and not _is_loopback(backend.rpartition(":")[0])):
+                if host in _ANY_ADDRESS or (is_loopback(host) and not is_loopback(backend.rpartition(":")[0])):
                     raise ValueError(
                         f"backend {backend} cannot reach a trainer at host {host!r}; name an address of this machine"
                         " with --advertise-address HOST:PORT"
@@ -96,11 +98,6 @@ class TrainerSettings(BaseSettings):
         return self.state_dir / "checkpoints"
 
 
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
-
-
 def _check_address(address: str, *, what: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not is_host_port(address):
         raise ValueError(f"{what} is given as host:port, was {address!r}")

@@ -19,6 +19,7 @@ from ktrdr_core.errors import IllegalStateError
 from ktrdr_core.execution.resources import ResourceUsage
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.event_log import EventLog
+from ktrdr_core.undisturbed import undisturbed
 
 T = TypeVar("T")
 _log = get_logger(__name__)
@@ -268,10 +269,7 @@ class TrainingRecord:
 
     def _begin(self, change: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Finish `change` although its caller may be cancelled: store, memory and watchers must not be torn apart."""
-        task = asyncio.get_running_loop().create_task(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return asyncio.shield(task)
+        return undisturbed(change, self._changes)
 
     async def _append(self, event: ProgressEvent, session: SessionRow | None) -> bool:
         async with self._lock:

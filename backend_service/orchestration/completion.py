@@ -21,6 +21,10 @@ class Completion:
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 
+    async def has_model(self, record: TrainingRecord) -> bool:
+        """Return whether a model of the training is stored."""
+        return await self._publisher.find_by_training(record.training_id) is not None
+
     async def complete_if_published(self, record: TrainingRecord, *, missing: str = "") -> bool:
         """Return whether the training has ended, completing it if its model is stored.
 

@@ -65,6 +65,7 @@ class HostRunner:
         upload_target: Returns the address trainers upload to.
         version: Of this backend; a trainer of another one refuses its sessions.
         trainer_lost_s: Silence after which an attempt is lost.
+        history_wait_s: Silence after which a training whose model is stored is completed with a hole in its history.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class HostRunner:
         upload_target: Callable[[], str],
         version: str,
         trainer_lost_s: float = 10.0,
+        history_wait_s: float = 300.0,
     ) -> None:
         self._trainers = trainers
         self._completion = completion
@@ -83,6 +85,7 @@ class HostRunner:
         self._upload_target = upload_target
         self._version = version
         self._trainer_lost_s = trainer_lost_s
+        self._history_wait_s = history_wait_s
 
     async def run(self, run: Run, placement: Placement) -> LostAttempt | None:
         """Hand the next attempt to a trainer and follow it.
@@ -173,7 +176,7 @@ class HostRunner:
                 except UnavailableError as error:
                     silent_s = time.monotonic() - last_heard
                     run.trainer_silence = f"trainer {session.trainer} does not answer ({error.message})"
-                    if silent_s > self._trainer_lost_s:
+                    if silent_s > self._trainer_lost_s and not await self._may_hear_the_rest(run, silent_s):
                         silence = f"was unreachable for {self._trainer_lost_s:g} s ({error.message})"
                         return _lost(session, f"trainer {session.trainer} {silence}")
                     await asyncio.sleep(RETRY_S)
@@ -181,6 +184,19 @@ class HostRunner:
                     cause = f"trainer {session.trainer} no longer knows session {session.session_id} ({error.message})"
                     return _lost(session, cause)
         return None
+
+    async def _may_hear_the_rest(self, run: Run, silent_s: float) -> bool:
+        """Return whether to wait on for a lost trainer: the model is stored, only its history is not whole."""
+        if run.order is not None or silent_s > self._history_wait_s:
+            return False
+        if not run.has_model:
+            run.has_model = await self._completion.has_model(run.record)
+            if run.has_model:
+                await run.record.warn(
+                    "WAITS_FOR_HISTORY",
+                    f"the model is stored; {run.trainer_silence}, and has not told all of its history",
+                )
+        return run.has_model
 
     def _train_request(
         self, record: TrainingRecord, session: SessionRow, checkpoint: SessionCheckpoint | None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ktrdr.trainer.v1 import trainer_registry_service_pb2 as pb
 
 from backend_service.orchestration.trainers import Trainers
+from ktrdr_core.addresses import is_host_port
 from ktrdr_core.errors import InvalidInputError, KtrdrError, UnavailableError
 
 MAX_TRAINER_ID_LENGTH = 128
@@ -140,9 +141,9 @@ def _check_renewal(request: pb.RegisterRequest, trainer_id: str) -> None:
             f"a stream renews one trainer's lease: {trainer_id!r} began it, {given!r} came; open one stream each",
             field="trainer_id",
         )
-    host, _, port = request.address.rpartition(":")
-    is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65_536
-    if len(request.address) > MAX_ADDRESS_LENGTH or not _HOST.fullmatch(host) or not is_port:
+    host = request.address.rpartition(":")[0]
+    is_long = len(request.address) > MAX_ADDRESS_LENGTH
+    if is_long or not _HOST.fullmatch(host) or not is_host_port(request.address):
         raise InvalidInputError(
             f"address must be host:port, was {request.address[:MAX_ADDRESS_LENGTH]!r}", field="address"
         )

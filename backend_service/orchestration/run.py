@@ -46,6 +46,7 @@ class Run:
         record: The training.
         position: Its place in the order of acceptance, which it keeps for every attempt.
         trainer_silence: What is known of a trainer that does not answer, "" while it does.
+        has_model: A model of the training is known to be stored.
     """
 
     def __init__(self, record: TrainingRecord, *, position: int) -> None:
@@ -53,6 +54,7 @@ class Run:
         self.position = position
         self.is_placed = False
         self.trainer_silence = ""
+        self.has_model = False
         self.task: asyncio.Task[None] | None = None
         self._order: CancelOrder | None = None
         self._ordered = asyncio.Event()

@@ -19,6 +19,7 @@ from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import TrainerLostError, UnavailableError, WriteConflictError
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.errors import from_rpc_error
+from ktrdr_core.undisturbed import undisturbed
 from ktrdr_core.versions import check_versions
 
 if TYPE_CHECKING:
@@ -200,10 +201,8 @@ class Trainers:
             NotFoundError: The backend knows no such trainer; the message names those it knows.
             StorageError: It cannot be stored; nothing has changed.
         """
-        task = asyncio.create_task(self._set_draining(trainer, is_draining))
-        self._drains.add(task)
-        task.add_done_callback(self._drains.discard)
-        return await asyncio.shield(task)  # what was stored is shown, whatever becomes of the caller
+        # What was stored is shown, whatever becomes of the caller.
+        return await undisturbed(self._set_draining(trainer, is_draining), self._drains)
 
     def renew(self, stream: LeaseStream, trainer_id: str, address: str, info: TrainerInfo) -> None:
         """Take a renewal of a lease, the first one or a later one.

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ktrdr_core.domain.progress import ProgressEvent, ProgressSummary
 from ktrdr_core.errors import IllegalStateError, InvalidInputError, KtrdrError
+from ktrdr_core.undisturbed import undisturbed
 
 THROTTLE_S = 0.005
 MAX_EVENTS_PER_YIELD = 1_000
@@ -35,7 +37,7 @@ class EventLog:
         self._last_slice: tuple[ProgressEvent, ...] = ()
         self._last_slice_key = (0, 0, -1)
         self._lock = asyncio.Lock()
-        self._commits: set[asyncio.Task[ProgressEvent]] = set()
+        self._commits: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._closed = asyncio.Event()
         self._interruption: KtrdrError | None = None
@@ -73,10 +75,7 @@ class EventLog:
             self.summary.apply(shown)
             self._wake()
             return shown
-        commit = asyncio.get_running_loop().create_task(self._commit(event))
-        self._commits.add(commit)
-        commit.add_done_callback(self._commits.discard)
-        return await asyncio.shield(commit)
+        return await undisturbed(self._commit(event), self._commits)
 
     def watch(
         self, after_sequence: int = 0, *, heartbeat_s: float = 1.0, throttle_s: float = THROTTLE_S

@@ -386,15 +386,39 @@ async def test_training_is_completed_only_when_its_history_is_whole(tmp_path: Pa
 async def test_model_whose_trainer_is_lost_before_its_history_is_whole_completes_with_a_warning(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
     async with running_trainer(trainer) as address:
-        context = running_backend(tmp_path, trainers=(address,), trainer_lost_s=0.5)
+        context = running_backend(tmp_path, trainers=(address,), trainer_lost_s=0.3, history_wait_s=1.0)
         backend = await context.__aenter__()
         training_id = await backend.train(a_spec(HOST))
         await backend.until(training_id, "RUNNING")
         await upload_of(trainer, trainer.only)
     try:
         training = await backend.until(training_id, "COMPLETED")
-        assert len(training.warnings) == 1
-        assert "what it had not told is missing" in training.warnings[0]
+        waits, missing = training.warnings
+        assert "has not told all of its history" in waits
+        assert "what it had not told is missing" in missing
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+async def test_lost_trainer_whose_model_is_stored_is_waited_for_and_tells_the_rest(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    async with running_trainer(trainer) as address:
+        context = running_backend(tmp_path, trainers=(address,), trainer_lost_s=0.3)
+        backend = await context.__aenter__()
+        training_id = await backend.train(a_spec(HOST))
+        await backend.until(training_id, "RUNNING")
+        await upload_of(trainer, trainer.only)
+    try:
+
+        async def is_waited_for() -> bool:
+            return bool((await backend.get(training_id)).warnings)
+
+        await become(is_waited_for, what="the loss of the trainer")
+        for state in (TrainingState.UPLOADING, TrainingState.COMPLETED):
+            await trainer.only.log.append(event(StateDetail(state=state)))
+        async with running_trainer(trainer, address):
+            training = await backend.until(training_id, "COMPLETED")
+        assert [(session.attempt, session.outcome) for session in training.sessions] == [(1, "COMPLETED")]
     finally:
         await context.__aexit__(None, None, None)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ktrdr.models.v1.codec_pb2 import CODEC_NONE, CODEC_ZSTD
 
 from backend_service.upload_files import (
+    STAGING_SUFFIX,
     PartialUpload,
     UploadPlan,
     committed_size_bytes,
@@ -114,10 +115,10 @@ def test_key_of_an_upload_is_no_path() -> None:
 
 
 def test_only_stale_uploads_are_removed(tmp_path: Path) -> None:
-    for name in ("old", "new"):
+    for name in ("old", "new", f"new{STAGING_SUFFIX}"):  # the last was left by a killed service
         (tmp_path / name).mkdir()
     past = time.time() - 1000
     os.utime(tmp_path / "old", (past, past))
-    assert remove_stale(tmp_path, older_than_s=500) == 1
+    assert remove_stale(tmp_path, older_than_s=500) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert remove_stale(tmp_path / "missing", older_than_s=1) == 0
