@@ -280,6 +280,13 @@ class BackendApp:
         self._server, self._health = server, health
         self._admission, self._dispatcher, self._relay, self._activity = admission, dispatcher, relay, activity
         self._registry, self._trainings = registry, trainings
+        for trainer in settings.unreachable_for:
+            _log.warning(
+                "Trainer %s is told to upload to %s, its own machine; unless a tunnel leads here, restart with "
+                "--advertise-address HOST:PORT",
+                trainer,
+                self._upload_target(),
+            )
         _log.info("serving on %s:%d, data in %s", settings.host, self.port, settings.data_dir)
         return self.port
 

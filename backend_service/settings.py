@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from ktrdr_core.addresses import is_host_port
+from ktrdr_core.addresses import is_address_for, is_host_port
 from ktrdr_core.domain.spec import ExecutionMode
 
+LOOPBACK = "127.0.0.1:0"
 DEFAULT_DATA_DIR = Path("~/.local/share/ktrdr")
 
 
@@ -101,6 +102,26 @@ class BackendSettings(BaseSettings):
         for name in ("data_dir", "bars_dir", "strategies_dir"):
             object.__setattr__(self, name, Path(getattr(self, name)).expanduser().absolute())
         return self
+
+    @model_validator(mode="after")
+    def _check_advertised(self) -> BackendSettings:
+        if self.advertise_address:
+            if not is_host_port(self.advertise_address):
+                raise ValueError(f"advertise_address is given as host:port, was {self.advertise_address!r}")
+            return self
+        if not is_address_for(self.host, LOOPBACK):  # it listens on all addresses, so it has trainers elsewhere in mind
+            raise ValueError(
+                f"trainers cannot upload to a backend at host {self.host!r}; name an address of this machine with "
+                "--advertise-address HOST:PORT"
+            )
+        return self
+
+    @property
+    def unreachable_for(self) -> tuple[str, ...]:
+        """Trainers that are told to upload to this machine's loopback, and can do so through a tunnel only."""
+        if self.advertise_address:
+            return ()
+        return tuple(trainer for trainer in self.trainers if not is_address_for(self.host, trainer))
 
     @property
     def initial_mode(self) -> ExecutionMode:

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from ktrdr_core.addresses import is_host_port, is_loopback
-
-_ANY_ADDRESS = ("0.0.0.0", "::", "[::]", "")  # noqa: S104  named to be told apart, not listened on
+from ktrdr_core.addresses import is_address_for, is_host_port
 
 
 def _shared(name: str) -> AliasChoices:
@@ -75,7 +73,7 @@ class TrainerSettings(BaseSettings):
         else:
             host = info.data.get("host", "")
             for backend in info.data.get("backends", ()):
-                if host in _ANY_ADDRESS or (is_loopback(host) and not is_loopback(backend.rpartition(":")[0])):
+                if not is_address_for(host, backend):
                     raise ValueError(
                         f"backend {backend} cannot reach a trainer at host {host!r}; name an address of this machine"
                         " with --advertise-address HOST:PORT"

@@ -51,6 +51,15 @@ def test_commands_of_the_strategies_page_work_line_by_line(cli: Cli) -> None:
         assert ran.code == 0, f"{line}\n{ran.out}{ran.err}"
 
 
+def test_commands_of_the_operations_page_work_line_by_line(cli: Cli) -> None:
+    blocks = fenced_blocks(ROOT / "docs" / "operations.md")
+    blocks.pop("Trainers")  # services on other hosts: see test_docs_operations.py
+    ((block,),) = blocks.values()
+    for line in block.splitlines():
+        ran = cli.run(*shlex.split(line)[1:])
+        assert ran.code == 0, f"{line}\n{ran.out}{ran.err}"
+
+
 def test_client_example_trains_and_prints_the_test_metrics(cli: Cli) -> None:
     cli.run("config", "get")
     ran = subprocess.run(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ktrdr_core.undisturbed import undisturbed
+from tests.kit.eventually import eventually
 
 
 async def test_change_goes_on_when_its_caller_is_cancelled_and_is_held_until_its_end() -> None:
@@ -50,8 +51,7 @@ async def test_failure_that_nobody_waits_for_is_no_riddle_for_the_garbage_collec
     waiting.cancel()
     await asyncio.sleep(0)
     may_fail.set()
-    while owner:
-        await asyncio.sleep(0)
+    await eventually(lambda: not owner)
     del waiting
     gc.collect()
     await asyncio.sleep(0)

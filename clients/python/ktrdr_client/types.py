@@ -61,7 +61,7 @@ class SessionRef:
         error_reason: Reason of the error if it FAILED or was LOST.
         message: One sentence on its end.
         resumed_from_epoch: Last epoch of the checkpoint it went on from; 0 if it began at the beginning.
-        is_fenced: Another attempt took over: nothing it produces counts any more.
+        is_fenced: It was given up: nothing it produces counts any more.
     """
 
     session_id: str
@@ -83,10 +83,10 @@ class QueueStatus:
     """A place in the queue.
 
     Attributes:
-        position: Trainings that go first, plus one.
+        position: Trainings that go first, plus one; also those that wait for other machines.
         num_queued: Trainings in the queue.
         estimated_wait_s: None while unknown.
-        waiting_for: What it waits for, one sentence.
+        waiting_for: What it waits for, one clause.
     """
 
     position: int
@@ -137,7 +137,7 @@ class Training:
         sessions: Its attempts, oldest first.
         last_sequence: Sequence of its last durable event.
         scheduling: What was asked of the queue.
-        queue: Where it is in the queue; None unless QUEUED.
+        queue: Where it is in the queue; None unless it waits there.
     """
 
     training_id: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import ipaddress
 import platform
 import shutil
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from ktrdr_client.cli.trainer_commands import device
 from ktrdr_client.keepalive_probe import HOLD_S, probe_keepalive
 from ktrdr_client.trainer_client import AsyncTrainerClient
 from ktrdr_client.types import BackendConfig, TrainerInfo, TrainerStatus
+from ktrdr_core.addresses import is_loopback
 from ktrdr_core.errors import KtrdrError, VersionSkewError
 from ktrdr_core.versions import check_versions, own_version
 
@@ -257,11 +257,7 @@ def check_places(config: BackendConfig, trainers: Sequence[TrainerStatus]) -> Ch
 
 def is_here(address: str) -> bool:
     """Return whether an address is this machine's own, as far as it says so."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_loopback(address.rpartition(":")[0])
 
 
 async def check_backend(address: str) -> tuple[list[Check], bool]:

@@ -65,7 +65,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_WRITE_CONFLICT: _ErrorReason.ValueType  # 19
     """A second writer of the same thing, or a fenced attempt. ABORTED; do not retry with the same attempt."""
     ERROR_REASON_NO_SLOT: _ErrorReason.ValueType  # 20
-    """Every slot is taken. RESOURCE_EXHAUSTED with `google.rpc.RetryInfo`."""
+    """Every slot is taken, the queue is full, or too many come at once. RESOURCE_EXHAUSTED with `google.rpc.RetryInfo`."""
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 21
     """Try again. UNAVAILABLE."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 22
@@ -155,7 +155,7 @@ ERROR_REASON_ILLEGAL_STATE: ErrorReason.ValueType  # 18
 ERROR_REASON_WRITE_CONFLICT: ErrorReason.ValueType  # 19
 """A second writer of the same thing, or a fenced attempt. ABORTED; do not retry with the same attempt."""
 ERROR_REASON_NO_SLOT: ErrorReason.ValueType  # 20
-"""Every slot is taken. RESOURCE_EXHAUSTED with `google.rpc.RetryInfo`."""
+"""Every slot is taken, the queue is full, or too many come at once. RESOURCE_EXHAUSTED with `google.rpc.RetryInfo`."""
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 21
 """Try again. UNAVAILABLE."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 22

@@ -80,14 +80,17 @@ class ModelServiceServicer:
         """Uploads an artifact: one header, then chunks in order without gaps until `total_size_bytes` are sent, then
         half-close. The artifact is its files' bytes, in the order of the header, one after the other.
 
-        Answered only when every digest is verified, the bytes are fsynced and the version is published. The same digest for
-        the same training and attempt twice is success with `is_duplicate`. After a broken stream, ask QueryUpload and go on
-        from `committed_size_bytes` with the same header. Retry UNAVAILABLE and DATA_LOSS (after QueryUpload); nothing else.
-        - INVALID_ARGUMENT: bad header, wrong offset, unknown codec, a chunk above 1 MiB raw, more or fewer bytes than declared.
+        Answered only when every digest is verified, the bytes are fsynced and the version is published. The same digest
+        for the same training and attempt twice is success with `is_duplicate`. After a broken stream, ask QueryUpload and
+        go on from `committed_size_bytes` with the same header. Retry UNAVAILABLE and DATA_LOSS (after QueryUpload);
+        nothing else.
+        - INVALID_ARGUMENT: bad header, wrong offset, unknown codec, a chunk above 1 MiB raw, more or fewer bytes than
+        declared.
         - NOT_FOUND: no such training.
         - FAILED_PRECONDITION: the training has ended otherwise.
         - ABORTED: another stream writes this upload, or the attempt is fenced.
         - DATA_LOSS: a checksum differs. A wrong chunk is not kept; after a wrong digest the upload starts from 0.
+        - UNAVAILABLE: the backend stops, or its disk takes no writes; what has arrived is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,7 @@ class RegisterRequest(_message.Message):
     TRAINER_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     trainer_id: _builtins.str
-    """Stable identity of the trainer."""
+    """Stable identity of the trainer: 1 to 128 letters, digits, "-", "_" and "."."""
     address: _builtins.str
     """Address (host:port) the backend reaches it at."""
     @_builtins.property
@@ -41,7 +41,7 @@ class RegisterRequest(_message.Message):
 
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Session]:
-        """Its sessions that have not ended: ids, states and progress, without specs and results."""
+        """Its sessions that have not ended, at most 1,000: ids, states and progress, without specs and results."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class RegisterResponse(_message.Message):
 
     @_builtins.property
     def fenced_session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Sessions whose attempt is fenced; the trainer ends them."""
+        """Sessions whose attempt is fenced, at most 1,000; the trainer ends them."""
 
     @_builtins.property
     def renew_after(self) -> _duration_pb2.Duration:

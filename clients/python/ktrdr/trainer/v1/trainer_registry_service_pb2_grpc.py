@@ -48,13 +48,15 @@ class TrainerRegistryServiceServicer:
 
     def Register(self, request_iterator, context):
         """Holds a lease: the trainer sends its info and its sessions every 2 s, the backend answers each with the lease's
-        length; a trainer that is silent for 10 s is lost.
+        length and when to renew it; a trainer that is silent for 10 s is lost.
         A trainer that comes back in time is adopted with its sessions; sessions that were given up meanwhile are named in
         the answer, and the trainer ends them. A second stream of the same trainer replaces the first, which gets ABORTED.
-        - INVALID_ARGUMENT: no trainer_id, or an address that is not host:port.
+        - INVALID_ARGUMENT: no valid trainer_id, or another one than the stream began with; an address that is not
+        host:port, or that reaches nobody, such as 0.0.0.0:50052; a `trainer` above 64 KiB.
         - FAILED_PRECONDITION: trainer and backend are of versions that do not work together; both are in the metadata.
+        - RESOURCE_EXHAUSTED with RetryInfo: 1,000 trainers that announced themselves are known, and none of them is lost.
         - ABORTED: another stream of this trainer took over.
-        - UNAVAILABLE: the backend stops; register again.
+        - UNAVAILABLE: the backend stops, or nothing came for as long as a lease lasts; register again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -94,7 +94,8 @@ class TrainerServiceServicer:
         with PutCheckpoint first.
         - ALREADY_EXISTS: the session_id was used with other content.
         - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
-        - FAILED_PRECONDITION: backend and trainer are of versions that do not work together; both are in the metadata.
+        - FAILED_PRECONDITION: backend and trainer are of versions that do not work together, both are in the metadata; or
+        the session_id was cancelled before this Train came.
         - UNAVAILABLE: the trainer is draining, or its disk takes no writes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -103,8 +104,9 @@ class TrainerServiceServicer:
 
     def Cancel(self, request, context):
         """Ends a session and answers when the worker's process group is verified to be gone; under 100 ms for a kill.
-        - NOT_FOUND: no such session.
+        - NOT_FOUND: no such session; its Train, should it still come, is refused.
         - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
+        - UNAVAILABLE: the trainer stops; cancel again once it is back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +140,7 @@ class TrainerServiceServicer:
     def GetCheckpoint(self, request, context):
         """Streams the newest checkpoint of a session: what it is, then its bytes.
         - NOT_FOUND: no such session, or it has no checkpoint.
-        - UNAVAILABLE: the trainer stops.
+        - UNAVAILABLE: the trainer stops, or its disk cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,9 +149,9 @@ class TrainerServiceServicer:
     def PutCheckpoint(self, request_iterator, context):
         """Takes a checkpoint that a Train will go on from: what it is, then its bytes. Kept until a session has used it, at
         most a day. Safe to repeat from the start.
-        - INVALID_ARGUMENT: size or order breaks the contract.
+        - INVALID_ARGUMENT: size or order breaks the contract; more than 4 GiB.
         - DATA_LOSS: a checksum differs.
-        - UNAVAILABLE: the disk takes no writes.
+        - UNAVAILABLE: the disk takes no writes, all room for checkpoints is in use, or nothing came for 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,13 +45,15 @@ class TrainerServiceStub:
       with PutCheckpoint first.
     - ALREADY_EXISTS: the session_id was used with other content.
     - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
-    - FAILED_PRECONDITION: backend and trainer are of versions that do not work together; both are in the metadata.
+    - FAILED_PRECONDITION: backend and trainer are of versions that do not work together, both are in the metadata; or
+      the session_id was cancelled before this Train came.
     - UNAVAILABLE: the trainer is draining, or its disk takes no writes.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.CancelRequest, _trainer_service_pb2.CancelResponse]
     """Ends a session and answers when the worker's process group is verified to be gone; under 100 ms for a kill.
-    - NOT_FOUND: no such session.
+    - NOT_FOUND: no such session; its Train, should it still come, is refused.
     - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
+    - UNAVAILABLE: the trainer stops; cancel again once it is back.
     """
     StreamProgress: _grpc.UnaryStreamMultiCallable[_trainer_service_pb2.StreamProgressRequest, _trainer_service_pb2.StreamProgressResponse]
     """Streams progress; as `TrainingService.StreamProgress`, for one session.
@@ -68,14 +70,14 @@ class TrainerServiceStub:
     GetCheckpoint: _grpc.UnaryStreamMultiCallable[_trainer_service_pb2.GetCheckpointRequest, _trainer_service_pb2.GetCheckpointResponse]
     """Streams the newest checkpoint of a session: what it is, then its bytes.
     - NOT_FOUND: no such session, or it has no checkpoint.
-    - UNAVAILABLE: the trainer stops.
+    - UNAVAILABLE: the trainer stops, or its disk cannot be read.
     """
     PutCheckpoint: _grpc.StreamUnaryMultiCallable[_trainer_service_pb2.PutCheckpointRequest, _trainer_service_pb2.PutCheckpointResponse]
     """Takes a checkpoint that a Train will go on from: what it is, then its bytes. Kept until a session has used it, at
     most a day. Safe to repeat from the start.
-    - INVALID_ARGUMENT: size or order breaks the contract.
+    - INVALID_ARGUMENT: size or order breaks the contract; more than 4 GiB.
     - DATA_LOSS: a checksum differs.
-    - UNAVAILABLE: the disk takes no writes.
+    - UNAVAILABLE: the disk takes no writes, all room for checkpoints is in use, or nothing came for 30 s.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.GetServerInfoRequest, _trainer_service_pb2.GetServerInfoResponse]
     """Answers what this trainer is and has. Safe to retry."""
@@ -97,13 +99,15 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
       with PutCheckpoint first.
     - ALREADY_EXISTS: the session_id was used with other content.
     - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
-    - FAILED_PRECONDITION: backend and trainer are of versions that do not work together; both are in the metadata.
+    - FAILED_PRECONDITION: backend and trainer are of versions that do not work together, both are in the metadata; or
+      the session_id was cancelled before this Train came.
     - UNAVAILABLE: the trainer is draining, or its disk takes no writes.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.CancelRequest, _trainer_service_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a session and answers when the worker's process group is verified to be gone; under 100 ms for a kill.
-    - NOT_FOUND: no such session.
+    - NOT_FOUND: no such session; its Train, should it still come, is refused.
     - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
+    - UNAVAILABLE: the trainer stops; cancel again once it is back.
     """
     StreamProgress: _aio.UnaryStreamMultiCallable[_trainer_service_pb2.StreamProgressRequest, _trainer_service_pb2.StreamProgressResponse]  # type: ignore[assignment]
     """Streams progress; as `TrainingService.StreamProgress`, for one session.
@@ -120,14 +124,14 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     GetCheckpoint: _aio.UnaryStreamMultiCallable[_trainer_service_pb2.GetCheckpointRequest, _trainer_service_pb2.GetCheckpointResponse]  # type: ignore[assignment]
     """Streams the newest checkpoint of a session: what it is, then its bytes.
     - NOT_FOUND: no such session, or it has no checkpoint.
-    - UNAVAILABLE: the trainer stops.
+    - UNAVAILABLE: the trainer stops, or its disk cannot be read.
     """
     PutCheckpoint: _aio.StreamUnaryMultiCallable[_trainer_service_pb2.PutCheckpointRequest, _trainer_service_pb2.PutCheckpointResponse]  # type: ignore[assignment]
     """Takes a checkpoint that a Train will go on from: what it is, then its bytes. Kept until a session has used it, at
     most a day. Safe to repeat from the start.
-    - INVALID_ARGUMENT: size or order breaks the contract.
+    - INVALID_ARGUMENT: size or order breaks the contract; more than 4 GiB.
     - DATA_LOSS: a checksum differs.
-    - UNAVAILABLE: the disk takes no writes.
+    - UNAVAILABLE: the disk takes no writes, all room for checkpoints is in use, or nothing came for 30 s.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.GetServerInfoRequest, _trainer_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Answers what this trainer is and has. Safe to retry."""
@@ -152,7 +156,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
           with PutCheckpoint first.
         - ALREADY_EXISTS: the session_id was used with other content.
         - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
-        - FAILED_PRECONDITION: backend and trainer are of versions that do not work together; both are in the metadata.
+        - FAILED_PRECONDITION: backend and trainer are of versions that do not work together, both are in the metadata; or
+          the session_id was cancelled before this Train came.
         - UNAVAILABLE: the trainer is draining, or its disk takes no writes.
         """
 
@@ -163,8 +168,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_service_pb2.CancelResponse, _abc.Awaitable[_trainer_service_pb2.CancelResponse]]:
         """Ends a session and answers when the worker's process group is verified to be gone; under 100 ms for a kill.
-        - NOT_FOUND: no such session.
+        - NOT_FOUND: no such session; its Train, should it still come, is refused.
         - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
+        - UNAVAILABLE: the trainer stops; cancel again once it is back.
         """
 
     @_abc_1.abstractmethod
@@ -205,7 +211,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_trainer_service_pb2.GetCheckpointResponse], _abc.AsyncIterator[_trainer_service_pb2.GetCheckpointResponse]]:
         """Streams the newest checkpoint of a session: what it is, then its bytes.
         - NOT_FOUND: no such session, or it has no checkpoint.
-        - UNAVAILABLE: the trainer stops.
+        - UNAVAILABLE: the trainer stops, or its disk cannot be read.
         """
 
     @_abc_1.abstractmethod
@@ -216,9 +222,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trainer_service_pb2.PutCheckpointResponse, _abc.Awaitable[_trainer_service_pb2.PutCheckpointResponse]]:
         """Takes a checkpoint that a Train will go on from: what it is, then its bytes. Kept until a session has used it, at
         most a day. Safe to repeat from the start.
-        - INVALID_ARGUMENT: size or order breaks the contract.
+        - INVALID_ARGUMENT: size or order breaks the contract; more than 4 GiB.
         - DATA_LOSS: a checksum differs.
-        - UNAVAILABLE: the disk takes no writes.
+        - UNAVAILABLE: the disk takes no writes, all room for checkpoints is in use, or nothing came for 30 s.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,9 @@ class _RetryModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetryMode.V
     RETRY_MODE_NEVER: _RetryMode.ValueType  # 1
     """Never."""
     RETRY_MODE_ON_INFRASTRUCTURE_FAILURE: _RetryMode.ValueType  # 2
-    """When its trainer was lost or stopped, or the backend's machine was; never when the training itself failed."""
+    """When its trainer, or the backend under a training on its machine, was lost or stopped, or the disk for its model
+    was full; never when the training itself failed.
+    """
 
 class RetryMode(_RetryMode, metaclass=_RetryModeEnumTypeWrapper):
     """When a training gets another attempt."""
@@ -37,5 +39,7 @@ RETRY_MODE_UNSPECIFIED: RetryMode.ValueType  # 0
 RETRY_MODE_NEVER: RetryMode.ValueType  # 1
 """Never."""
 RETRY_MODE_ON_INFRASTRUCTURE_FAILURE: RetryMode.ValueType  # 2
-"""When its trainer was lost or stopped, or the backend's machine was; never when the training itself failed."""
+"""When its trainer, or the backend under a training on its machine, was lost or stopped, or the disk for its model
+was full; never when the training itself failed.
+"""
 Global___RetryMode: _TypeAlias = RetryMode  # noqa: Y015

@@ -60,7 +60,7 @@ class RetryPolicy(_message.Message):
     mode: _retry_mode_pb2.RetryMode.ValueType
     """Unset: RETRY_MODE_ON_INFRASTRUCTURE_FAILURE."""
     max_retries: _builtins.int
-    """Attempts beyond the first, 0 to 100. Unset: 5."""
+    """Attempts beyond the first, 0 to 100; those after a planned stop are not counted. Unset: 5."""
     def __init__(
         self,
         *,

@@ -62,7 +62,9 @@ class Training(_message.Message):
     state: _training_state_pb2.TrainingState.ValueType
     """State now."""
     checkpoint_path: _builtins.str
-    """Where the checkpoint is, on the machine that trained. Set when STOPPED with one."""
+    """Where the checkpoint is: on the machine that trained, or on the backend's if no attempt was under way there or its
+    trainer did not answer. Set when STOPPED with one.
+    """
     last_sequence: _builtins.int
     """Sequence of its last durable event."""
     message: _builtins.str
@@ -97,7 +99,7 @@ class Training(_message.Message):
 
     @_builtins.property
     def placement(self) -> Global___Placement:
-        """Where it runs and why. Unset while QUEUED."""
+        """Where it runs, or ran last, and why. Unset before it has a place, and again while it waits for the next attempt."""
 
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionRef]:
@@ -117,7 +119,9 @@ class Training(_message.Message):
 
     @_builtins.property
     def queue(self) -> Global___QueueStatus:
-        """Where it is in the queue. Set while QUEUED."""
+        """Where it is in the queue. Set while it waits there; not while QUEUED after its disk was full, for a moment after a
+        place was found, or while the backend stops.
+        """
 
     def __init__(
         self,
@@ -162,14 +166,18 @@ class QueueStatus(_message.Message):
     ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """Trainings that go first, plus one."""
+    """Trainings that go first, plus one; also those that wait for other machines and so are not in the way."""
     num_queued: _builtins.int
     """Trainings in the queue."""
     waiting_for: _builtins.str
-    """What it waits for, one sentence."""
+    """What it waits for, one clause: its turn, a slot of the backend's machine or of a trainer, or why no trainer will
+    do.
+    """
     @_builtins.property
     def estimated_wait(self) -> _duration_pb2.Duration:
-        """Estimated wait, from recent durations and the slots there are. Unset while unknown."""
+        """Estimated wait, from recent durations, the slots there are and the trainings that compete for them. Unset while
+        fewer than 3 have run to their end, or without a slot.
+        """
 
     def __init__(
         self,
@@ -330,7 +338,7 @@ class SessionRef(_message.Message):
     resumed_from_epoch: _builtins.int
     """Last epoch of the checkpoint it went on from; 0 if it began at the beginning."""
     is_fenced: _builtins.bool
-    """Another attempt took over: nothing it produces counts any more, and it is ended as soon as its trainer answers."""
+    """It was given up: nothing it produces counts any more, and it is ended as soon as its trainer answers."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why it was placed there, each consideration in order."""

@@ -104,7 +104,7 @@ class CancelRequest(_message.Message):
     save_checkpoint: _builtins.bool
     """Stop at the next batch and keep a checkpoint, instead of killing."""
     cancel_reason: _builtins.str
-    """Why, for the record."""
+    """Why, for the record; at most 1,000 characters."""
     request_id: _builtins.str
     """Idempotency key of the training's Train, which may not have arrived yet."""
     def __init__(
@@ -400,7 +400,7 @@ class GetConfigResponse(_message.Message):
     """Trainings the backend's machine runs at once; 0 if it cannot train."""
     @_builtins.property
     def trainers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Addresses of the trainers."""
+        """Addresses of the trainers it was configured with; ListTrainers has those that announced themselves, too."""
 
     def __init__(
         self,
@@ -644,9 +644,9 @@ class TrainerStatus(_message.Message):
     address: _builtins.str
     """Address, host:port."""
     is_healthy: _builtins.bool
-    """Whether its health check answered SERVING within 2 s."""
+    """Whether its health check answered SERVING within 2 s, it can train, and its version works with the backend's."""
     message: _builtins.str
-    """What the health check found."""
+    """Why it is not healthy, or that it is draining; "SERVING" otherwise."""
     version: _builtins.str
     """Version of the trainer; empty if it did not answer."""
     has_gpu: _builtins.bool
@@ -654,7 +654,7 @@ class TrainerStatus(_message.Message):
     num_slots: _builtins.int
     """Sessions it can run at once."""
     num_free_slots: _builtins.int
-    """Slots that are free."""
+    """Slots that are free: what it last told, less what this backend has begun there since, plus what has ended."""
     trainer_id: _builtins.str
     """Stable identity; empty if it has not answered yet."""
     is_draining: _builtins.bool

@@ -29,7 +29,8 @@ class TrainingServiceStub:
     """Trainings, owned by the backend.
 
     Errors of a call are the call's status; errors of a training are the training's state. Every status carries
-    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`.
+    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`. Any call may answer
+    UNAVAILABLE: the backend stops, or its database does not answer.
     """
 
     def __init__(self, channel):
@@ -104,7 +105,8 @@ class TrainingServiceServicer:
     """Trainings, owned by the backend.
 
     Errors of a call are the call's status; errors of a training are the training's state. Every status carries
-    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`.
+    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`. Any call may answer
+    UNAVAILABLE: the backend stops, or its database does not answer.
     """
 
     def Train(self, request, context):
@@ -115,7 +117,8 @@ class TrainingServiceServicer:
         - INVALID_ARGUMENT: a rule is broken; nothing was stored.
         - NOT_FOUND: the named strategy, or the bars of a symbol and timeframe, do not exist.
         - RESOURCE_EXHAUSTED with RetryInfo: the queue is full, or too many requests are being validated.
-        - UNAVAILABLE: the backend is draining, or its disk or database takes no writes; nothing was stored.
+        - UNAVAILABLE: the backend is draining, its disk or database takes no writes, or only a trainer can have the bars
+        and none answers; nothing was stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,10 +135,12 @@ class TrainingServiceServicer:
         arrives; until then the answer has no training.
 
         A training whose trainer cannot be reached is CANCELLING until it answers or its lease ends; then it is CANCELLED,
-        its session is fenced, and the trainer ends it when it is back.
-        - INVALID_ARGUMENT: not exactly one of training_id and request_id.
+        or STOPPED with the backend's copy of its last checkpoint, its session is fenced, and the trainer ends it when it
+        is back.
+        - INVALID_ARGUMENT: not exactly one of training_id and request_id, or a cancel_reason above 1,000 characters.
         - NOT_FOUND: no such training.
         - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
+        - UNAVAILABLE: the backend stops; or, by `request_id`, its database takes no writes. Cancel again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,7 +177,9 @@ class TrainingServiceServicer:
     def DeleteTraining(self, request, context):
         """Deletes the record of an ended training; its model stays.
         - NOT_FOUND: no such training.
-        - FAILED_PRECONDITION: it has not ended; cancel it first.
+        - FAILED_PRECONDITION: it has not ended, cancel it first; or the trainer of a fenced session has not yet said that
+        the session is gone, try again once that trainer is back.
+        - UNAVAILABLE: the database takes no writes; nothing was deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,6 +195,7 @@ class TrainingServiceServicer:
     def UpdateConfig(self, request, context):
         """Changes the backend's configuration and answers the previous and the new value; kept across restarts.
         - INVALID_ARGUMENT: the mode is unset.
+        - UNAVAILABLE: the database takes no writes; nothing was changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,6 +220,7 @@ class TrainingServiceServicer:
     def SetTrainerDraining(self, request, context):
         """Drains a trainer (it gets no new sessions, those it has go on) or ends that; kept across restarts. Safe to retry.
         - NOT_FOUND: the backend knows no such trainer.
+        - UNAVAILABLE: the database takes no writes; nothing was changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,7 +308,8 @@ class TrainingService:
     """Trainings, owned by the backend.
 
     Errors of a call are the call's status; errors of a training are the training's state. Every status carries
-    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`.
+    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`. Any call may answer
+    UNAVAILABLE: the backend stops, or its database does not answer.
     """
 
     @staticmethod

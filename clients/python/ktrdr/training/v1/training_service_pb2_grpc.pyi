@@ -30,7 +30,8 @@ class TrainingServiceStub:
     """Trainings, owned by the backend.
 
     Errors of a call are the call's status; errors of a training are the training's state. Every status carries
-    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`.
+    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`. Any call may answer
+    UNAVAILABLE: the backend stops, or its database does not answer.
     """
 
     @_typing.overload
@@ -45,7 +46,8 @@ class TrainingServiceStub:
     - INVALID_ARGUMENT: a rule is broken; nothing was stored.
     - NOT_FOUND: the named strategy, or the bars of a symbol and timeframe, do not exist.
     - RESOURCE_EXHAUSTED with RetryInfo: the queue is full, or too many requests are being validated.
-    - UNAVAILABLE: the backend is draining, or its disk or database takes no writes; nothing was stored.
+    - UNAVAILABLE: the backend is draining, its disk or database takes no writes, or only a trainer can have the bars
+      and none answers; nothing was stored.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CancelRequest, _training_service_pb2.CancelResponse]
     """Ends a training and answers when the worker's process group is verified to be gone.
@@ -58,10 +60,12 @@ class TrainingServiceStub:
     arrives; until then the answer has no training.
 
     A training whose trainer cannot be reached is CANCELLING until it answers or its lease ends; then it is CANCELLED,
-    its session is fenced, and the trainer ends it when it is back.
-    - INVALID_ARGUMENT: not exactly one of training_id and request_id.
+    or STOPPED with the backend's copy of its last checkpoint, its session is fenced, and the trainer ends it when it
+    is back.
+    - INVALID_ARGUMENT: not exactly one of training_id and request_id, or a cancel_reason above 1,000 characters.
     - NOT_FOUND: no such training.
     - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
+    - UNAVAILABLE: the backend stops; or, by `request_id`, its database takes no writes. Cancel again.
     """
     StreamProgress: _grpc.UnaryStreamMultiCallable[_training_service_pb2.StreamProgressRequest, _training_service_pb2.StreamProgressResponse]
     """Streams progress: the current state in the first response, then every durable event after `after_sequence`, batch
@@ -82,13 +86,16 @@ class TrainingServiceStub:
     DeleteTraining: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.DeleteTrainingRequest, _training_service_pb2.DeleteTrainingResponse]
     """Deletes the record of an ended training; its model stays.
     - NOT_FOUND: no such training.
-    - FAILED_PRECONDITION: it has not ended; cancel it first.
+    - FAILED_PRECONDITION: it has not ended, cancel it first; or the trainer of a fenced session has not yet said that
+      the session is gone, try again once that trainer is back.
+    - UNAVAILABLE: the database takes no writes; nothing was deleted.
     """
     GetConfig: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetConfigRequest, _training_service_pb2.GetConfigResponse]
     """Answers the backend's configuration. Safe to retry."""
     UpdateConfig: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.UpdateConfigRequest, _training_service_pb2.UpdateConfigResponse]
     """Changes the backend's configuration and answers the previous and the new value; kept across restarts.
     - INVALID_ARGUMENT: the mode is unset.
+    - UNAVAILABLE: the database takes no writes; nothing was changed.
     """
     ListTrainingEvents: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainingEventsRequest, _training_service_pb2.ListTrainingEventsResponse]
     """Lists the durable events of a training, oldest first, in pages: its whole history. Safe to retry.
@@ -100,6 +107,7 @@ class TrainingServiceStub:
     SetTrainerDraining: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.SetTrainerDrainingRequest, _training_service_pb2.SetTrainerDrainingResponse]
     """Drains a trainer (it gets no new sessions, those it has go on) or ends that; kept across restarts. Safe to retry.
     - NOT_FOUND: the backend knows no such trainer.
+    - UNAVAILABLE: the database takes no writes; nothing was changed.
     """
     ListStrategies: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListStrategiesRequest, _training_service_pb2.ListStrategiesResponse]
     """Lists the strategies in the backend's strategies directory with their status. Safe to retry."""
@@ -109,7 +117,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Trainings, owned by the backend.
 
     Errors of a call are the call's status; errors of a training are the training's state. Every status carries
-    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`.
+    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`. Any call may answer
+    UNAVAILABLE: the backend stops, or its database does not answer.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -121,7 +130,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     - INVALID_ARGUMENT: a rule is broken; nothing was stored.
     - NOT_FOUND: the named strategy, or the bars of a symbol and timeframe, do not exist.
     - RESOURCE_EXHAUSTED with RetryInfo: the queue is full, or too many requests are being validated.
-    - UNAVAILABLE: the backend is draining, or its disk or database takes no writes; nothing was stored.
+    - UNAVAILABLE: the backend is draining, its disk or database takes no writes, or only a trainer can have the bars
+      and none answers; nothing was stored.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelRequest, _training_service_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a training and answers when the worker's process group is verified to be gone.
@@ -134,10 +144,12 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     arrives; until then the answer has no training.
 
     A training whose trainer cannot be reached is CANCELLING until it answers or its lease ends; then it is CANCELLED,
-    its session is fenced, and the trainer ends it when it is back.
-    - INVALID_ARGUMENT: not exactly one of training_id and request_id.
+    or STOPPED with the backend's copy of its last checkpoint, its session is fenced, and the trainer ends it when it
+    is back.
+    - INVALID_ARGUMENT: not exactly one of training_id and request_id, or a cancel_reason above 1,000 characters.
     - NOT_FOUND: no such training.
     - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
+    - UNAVAILABLE: the backend stops; or, by `request_id`, its database takes no writes. Cancel again.
     """
     StreamProgress: _aio.UnaryStreamMultiCallable[_training_service_pb2.StreamProgressRequest, _training_service_pb2.StreamProgressResponse]  # type: ignore[assignment]
     """Streams progress: the current state in the first response, then every durable event after `after_sequence`, batch
@@ -158,13 +170,16 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     DeleteTraining: _aio.UnaryUnaryMultiCallable[_training_service_pb2.DeleteTrainingRequest, _training_service_pb2.DeleteTrainingResponse]  # type: ignore[assignment]
     """Deletes the record of an ended training; its model stays.
     - NOT_FOUND: no such training.
-    - FAILED_PRECONDITION: it has not ended; cancel it first.
+    - FAILED_PRECONDITION: it has not ended, cancel it first; or the trainer of a fenced session has not yet said that
+      the session is gone, try again once that trainer is back.
+    - UNAVAILABLE: the database takes no writes; nothing was deleted.
     """
     GetConfig: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetConfigRequest, _training_service_pb2.GetConfigResponse]  # type: ignore[assignment]
     """Answers the backend's configuration. Safe to retry."""
     UpdateConfig: _aio.UnaryUnaryMultiCallable[_training_service_pb2.UpdateConfigRequest, _training_service_pb2.UpdateConfigResponse]  # type: ignore[assignment]
     """Changes the backend's configuration and answers the previous and the new value; kept across restarts.
     - INVALID_ARGUMENT: the mode is unset.
+    - UNAVAILABLE: the database takes no writes; nothing was changed.
     """
     ListTrainingEvents: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainingEventsRequest, _training_service_pb2.ListTrainingEventsResponse]  # type: ignore[assignment]
     """Lists the durable events of a training, oldest first, in pages: its whole history. Safe to retry.
@@ -176,6 +191,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     SetTrainerDraining: _aio.UnaryUnaryMultiCallable[_training_service_pb2.SetTrainerDrainingRequest, _training_service_pb2.SetTrainerDrainingResponse]  # type: ignore[assignment]
     """Drains a trainer (it gets no new sessions, those it has go on) or ends that; kept across restarts. Safe to retry.
     - NOT_FOUND: the backend knows no such trainer.
+    - UNAVAILABLE: the database takes no writes; nothing was changed.
     """
     ListStrategies: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListStrategiesRequest, _training_service_pb2.ListStrategiesResponse]  # type: ignore[assignment]
     """Lists the strategies in the backend's strategies directory with their status. Safe to retry."""
@@ -184,7 +200,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Trainings, owned by the backend.
 
     Errors of a call are the call's status; errors of a training are the training's state. Every status carries
-    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`.
+    `google.rpc.ErrorInfo` (reason, domain "ktrdr"); INVALID_ARGUMENT also `google.rpc.BadRequest`. Any call may answer
+    UNAVAILABLE: the backend stops, or its database does not answer.
     """
 
     @_abc_1.abstractmethod
@@ -200,7 +217,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: a rule is broken; nothing was stored.
         - NOT_FOUND: the named strategy, or the bars of a symbol and timeframe, do not exist.
         - RESOURCE_EXHAUSTED with RetryInfo: the queue is full, or too many requests are being validated.
-        - UNAVAILABLE: the backend is draining, or its disk or database takes no writes; nothing was stored.
+        - UNAVAILABLE: the backend is draining, its disk or database takes no writes, or only a trainer can have the bars
+          and none answers; nothing was stored.
         """
 
     @_abc_1.abstractmethod
@@ -219,10 +237,12 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         arrives; until then the answer has no training.
 
         A training whose trainer cannot be reached is CANCELLING until it answers or its lease ends; then it is CANCELLED,
-        its session is fenced, and the trainer ends it when it is back.
-        - INVALID_ARGUMENT: not exactly one of training_id and request_id.
+        or STOPPED with the backend's copy of its last checkpoint, its session is fenced, and the trainer ends it when it
+        is back.
+        - INVALID_ARGUMENT: not exactly one of training_id and request_id, or a cancel_reason above 1,000 characters.
         - NOT_FOUND: no such training.
         - FAILED_PRECONDITION: it has already ended; the state is in the metadata.
+        - UNAVAILABLE: the backend stops; or, by `request_id`, its database takes no writes. Cancel again.
         """
 
     @_abc_1.abstractmethod
@@ -267,7 +287,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_service_pb2.DeleteTrainingResponse, _abc.Awaitable[_training_service_pb2.DeleteTrainingResponse]]:
         """Deletes the record of an ended training; its model stays.
         - NOT_FOUND: no such training.
-        - FAILED_PRECONDITION: it has not ended; cancel it first.
+        - FAILED_PRECONDITION: it has not ended, cancel it first; or the trainer of a fenced session has not yet said that
+          the session is gone, try again once that trainer is back.
+        - UNAVAILABLE: the database takes no writes; nothing was deleted.
         """
 
     @_abc_1.abstractmethod
@@ -286,6 +308,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_service_pb2.UpdateConfigResponse, _abc.Awaitable[_training_service_pb2.UpdateConfigResponse]]:
         """Changes the backend's configuration and answers the previous and the new value; kept across restarts.
         - INVALID_ARGUMENT: the mode is unset.
+        - UNAVAILABLE: the database takes no writes; nothing was changed.
         """
 
     @_abc_1.abstractmethod
@@ -315,6 +338,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_service_pb2.SetTrainerDrainingResponse, _abc.Awaitable[_training_service_pb2.SetTrainerDrainingResponse]]:
         """Drains a trainer (it gets no new sessions, those it has go on) or ends that; kept across restarts. Safe to retry.
         - NOT_FOUND: the backend knows no such trainer.
+        - UNAVAILABLE: the database takes no writes; nothing was changed.
         """
 
     @_abc_1.abstractmethod

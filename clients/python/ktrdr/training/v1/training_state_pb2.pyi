@@ -37,9 +37,9 @@ class _TrainingStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trainin
     TRAINING_STATE_FAILED: _TrainingState.ValueType  # 6
     """Terminal: it failed; the error says why."""
     TRAINING_STATE_CANCELLED: _TrainingState.ValueType  # 7
-    """Terminal: cancelled; the worker's process group is gone."""
+    """Terminal: cancelled; the worker's process group is gone, or its trainer does not answer and its session is fenced."""
     TRAINING_STATE_STOPPED: _TrainingState.ValueType  # 8
-    """Terminal: stopped at a batch with a checkpoint."""
+    """Terminal: stopped with a checkpoint; without one if no training had begun."""
 
 class TrainingState(_TrainingState, metaclass=_TrainingStateEnumTypeWrapper):
     """State of a training, and of its session on a trainer.
@@ -62,7 +62,7 @@ TRAINING_STATE_COMPLETED: TrainingState.ValueType  # 5
 TRAINING_STATE_FAILED: TrainingState.ValueType  # 6
 """Terminal: it failed; the error says why."""
 TRAINING_STATE_CANCELLED: TrainingState.ValueType  # 7
-"""Terminal: cancelled; the worker's process group is gone."""
+"""Terminal: cancelled; the worker's process group is gone, or its trainer does not answer and its session is fenced."""
 TRAINING_STATE_STOPPED: TrainingState.ValueType  # 8
-"""Terminal: stopped at a batch with a checkpoint."""
+"""Terminal: stopped with a checkpoint; without one if no training had begun."""
 Global___TrainingState: _TypeAlias = TrainingState  # noqa: Y015
