@@ -175,7 +175,11 @@ class Admission:
     ) -> TrainingSnapshot | None:
         with self._look_ups.place():
             async with self._looking_up:  # a flood leaves the store to others between some calls of its own
-                return await self._trainings.find_duplicate(request_id, spec, scheduling)
+                found = await self._trainings.find_duplicate(request_id, spec, scheduling)
+        record = None if found is None else self._trainings.find_active(found.row.training_id)
+        if record is not None and not self._is_draining:
+            self._dispatcher.submit(record)  # if nobody has: its first answer was lost with the store
+        return found
 
 
 class _Bound:

@@ -40,7 +40,7 @@ from backend_service.strategies import Strategies
 from backend_service.uploads import UploadReceiver
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.data.directory_lock import DirectoryLock
-from ktrdr_core.errors import DrainingError, IllegalStateError
+from ktrdr_core.errors import DrainingError, IllegalStateError, KtrdrError
 from ktrdr_core.execution.devices import probe_devices
 from ktrdr_core.execution.engine import ExecutionEngine
 from ktrdr_core.execution.fork_server import is_training_available
@@ -58,6 +58,7 @@ SERVICE_NAMES = (
     "ktrdr.data.v1.MarketDataService",
     "ktrdr.trainer.v1.TrainerRegistryService",
 )
+SWEEP_EVERY_S = 3_600.0
 STOP_GRACE_S = 1.5  # for the calls in flight; every stream is told to end
 NAME = "ktrdr-backend"
 _log = get_logger(__name__)
@@ -268,7 +269,7 @@ class BackendApp:
         self.port = bind(server, f"{settings.host}:{settings.port}")
 
         await configuration.restore()
-        await uploads.remove_stale()
+        await uploads.remove_stale(is_start=True)
         await trainers.start()
         placer.start()
         await fences.restore()
@@ -277,6 +278,8 @@ class BackendApp:
         if engine is not None:
             warming = asyncio.create_task(warm_up_or_log(engine))
             self._cleanup.callback(warming.cancel)
+        sweeping = asyncio.create_task(_sweep_for_ever(trainings, uploads), name="sweep")
+        self._cleanup.callback(sweeping.cancel)
         self._server, self._health = server, health
         self._admission, self._dispatcher, self._relay, self._activity = admission, dispatcher, relay, activity
         self._registry, self._trainings = registry, trainings
@@ -301,6 +304,17 @@ class BackendApp:
 
     def _upload_target(self) -> str:
         return self.settings.advertise_address or f"{self.settings.host}:{self.port}"
+
+
+async def _sweep_for_ever(trainings: Trainings, uploads: UploadReceiver) -> None:
+    """Forget, each hour, what was left to be forgotten."""
+    while True:
+        await asyncio.sleep(SWEEP_EVERY_S)
+        try:
+            await trainings.sweep()
+            await uploads.remove_stale()
+        except (OSError, KtrdrError) as error:
+            _log.warning("Swept later: %s", error)
 
 
 async def serve(settings: BackendSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -172,17 +173,26 @@ class PartialUpload:
                 field="header.files",
             )
 
+    def abandon(self) -> None:
+        """Close the file as it is; what was made safe before stays, for a later stream to go on from."""
+        with self._lock:
+            if self._file is not None:
+                with contextlib.suppress(OSError):  # what it cannot write was not safe
+                    self._file.close()
+                self._file = None
+
     def remove(self) -> None:
-        """Forget the upload."""
-        self.close()
+        """Forget the upload, also one that could not be made safe."""
+        self.abandon()
         with self._lock:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def _open(self, directory: Path, plan: UploadPlan) -> None:
         committed = committed_size_bytes(directory)
-        if plan.write_offset not in (0, committed):
+        # Less than is safe is no error: more may have been made safe since QueryUpload was asked.
+        if not 0 <= plan.write_offset <= committed:
             raise InvalidUploadError(
-                f"write_offset must be {committed} or 0, was {plan.write_offset}; ask QueryUpload where to go on",
+                f"write_offset must be at most {committed}, was {plan.write_offset}; ask QueryUpload where to go on",
                 field="header.write_offset",
             )
         directory.mkdir(parents=True, exist_ok=True)
@@ -224,13 +234,19 @@ def digest_whole(directory: Path) -> str:
 STAGING_SUFFIX = ".staging"
 
 
-def remove_stale(root: Path, *, older_than_s: float) -> int:
-    """Remove uploads that nothing was added to for so long, and what a killed service was putting together from one;
-    return how many."""
+def remove_stale(root: Path, *, older_than_s: float, is_start: bool = False) -> int:
+    """Remove uploads that nothing was added to for so long; return how many.
+
+    Args:
+        root: Directory of partial uploads.
+        older_than_s: See above.
+        is_start: Nobody is at work yet: also remove what a killed service was putting together from an upload.
+    """
     removed = 0
     limit = time.time() - older_than_s
     for directory in root.iterdir() if root.is_dir() else ():
-        if directory.is_dir() and (directory.suffix == STAGING_SUFFIX or directory.stat().st_mtime < limit):
+        is_left = is_start and directory.suffix == STAGING_SUFFIX
+        if directory.is_dir() and (is_left or directory.stat().st_mtime < limit):
             shutil.rmtree(directory, ignore_errors=True)
             removed += 1
     return removed

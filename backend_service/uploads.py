@@ -71,9 +71,9 @@ class UploadReceiver:
         self._writing: set[str] = set()
         self._endings: set[asyncio.Task[Any]] = set()
 
-    async def remove_stale(self) -> None:
-        """Remove uploads that were given up days ago."""
-        removed = await asyncio.to_thread(remove_stale, self._root, older_than_s=STALE_AFTER_S)
+    async def remove_stale(self, *, is_start: bool = False) -> None:
+        """Remove uploads that were given up days ago; at the start also what a killed backend left half-made."""
+        removed = await asyncio.to_thread(remove_stale, self._root, older_than_s=STALE_AFTER_S, is_start=is_start)
         if removed:
             _log.info("removed %d stale uploads", removed)
 
@@ -184,8 +184,9 @@ class UploadReceiver:
             )
 
     async def _commit(self, plan: UploadPlan, partial: PartialUpload, record: TrainingRecord | None) -> StoredModel:
-        """Verify and publish; the partial upload is gone afterwards."""
+        """Verify and publish; the partial upload is gone afterwards, unless the disk took no writes."""
         staging = self._root / f"{plan.key}{STAGING_SUFFIX}"
+        is_kept = False
         try:
             await asyncio.to_thread(partial.close)
             await asyncio.to_thread(partial.split, staging)
@@ -201,10 +202,15 @@ class UploadReceiver:
                 # The training is COMPLETED by who copies the session's log, once that has come to its end: an upload
                 # may well arrive while the way to the trainer is cut.
                 return await self._publish(plan, staging)
+        except (OSError, StorageError):
+            is_kept = True
+            raise
         finally:
-            await asyncio.to_thread(partial.remove)
-            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
-            self._writing.discard(plan.key)
+            try:
+                await asyncio.to_thread(partial.abandon if is_kept else partial.remove)
+                await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+            finally:
+                self._writing.discard(plan.key)
 
     async def _publish(self, plan: UploadPlan, staging: Path) -> StoredModel:
         try:

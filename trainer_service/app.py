@@ -212,5 +212,8 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 async def _sweep_for_ever(orchestrator: HostTrainingOrchestrator, keep_s: float) -> None:
     while True:
-        await orchestrator.sweep(keep_s)
+        try:
+            await orchestrator.sweep(keep_s)
+        except OSError as error:
+            _log.warning("Old sessions are swept later: %s", error)
         await asyncio.sleep(_SWEEP_EVERY_S)

@@ -68,14 +68,16 @@ class Registration:
             stub = trainer_registry_service_pb2_grpc.TrainerRegistryServiceStub(channel)
             while True:
                 self._is_due.clear()
-                first = (
-                    await self._renewal()
-                )  # before the stream is opened: a cold trainer looks for devices for seconds
                 try:
+                    # Before the stream is opened: a cold trainer looks for its devices for seconds.
+                    first = await self._renewal()
                     await self._hold(stub.Register(), first)
                 except KtrdrError as error:
                     self._complain(error)
                     await asyncio.sleep(self._pause_s(error))
+                except Exception:  # noqa: BLE001 - a defect must not leave the trainer unregistered for good
+                    _log.exception("Registering at backend %s broke, trying again", self._backend)
+                    await asyncio.sleep(MAX_BACKOFF_S)
 
     async def _hold(self, call: Call, request: pb.RegisterRequest) -> None:
         """Renew until the stream breaks.

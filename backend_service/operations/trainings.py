@@ -85,21 +85,26 @@ class Trainings:
 
     async def load_active(self) -> tuple[TrainingRecord, ...]:
         """Bring every training that had not ended back into memory, with its sessions and its log."""
-        rows = await self._store.load_active()
-        sessions = await self._store.load_sessions([row.training_id for row in rows])
-        for row in rows:
-            self._active[row.training_id] = TrainingRecord(
-                self._store,
-                row,
-                self._patience,
-                sessions=sessions[row.training_id],
-                events=await self._store.load_events(row.training_id),
-                on_end=self._forget,
-            )
+        await self._bring_back(await self._store.load_active())
         for record in self.active:
             if record.state is TrainingState.QUEUED and record.row.request_id:
                 await self._obey_request_cancel(record)
         return self.active
+
+    async def _bring_back(self, rows: Sequence[TrainingRow]) -> None:
+        """Make records of trainings that have not ended and have none."""
+        sessions = await self._store.load_sessions([row.training_id for row in rows])
+        for row in rows:
+            events = await self._store.load_events(row.training_id)
+            if not self._is_known(row.training_id):
+                self._active[row.training_id] = TrainingRecord(
+                    self._store,
+                    row,
+                    self._patience,
+                    sessions=sessions[row.training_id],
+                    events=events,
+                    on_end=self._forget,
+                )
 
     async def find_duplicate(
         self, request_id: str, spec: TrainingSpec, scheduling: Scheduling = DEFAULT_SCHEDULING
@@ -120,7 +125,14 @@ class Trainings:
                 "use another request_id",
                 metadata={"training_id": row.training_id},
             )
+        if not self._is_known(row.training_id):
+            row = await self._require_row(row.training_id)  # again: it may have ended this moment
+            if not row.state.is_terminal:
+                await self._bring_back([row])  # its insert was answered with an error and had succeeded all the same
         return await self.snapshot(row.training_id)
+
+    def _is_known(self, training_id: str) -> bool:
+        return training_id in self._active or training_id in self._accepting
 
     def check_room(self) -> None:
         """Raise if as many trainings as may wait are waiting.
@@ -181,9 +193,16 @@ class Trainings:
 
     async def _obey_request_cancel(self, record: TrainingRecord) -> None:
         """End a training that waits if the cancel of its request came before it."""
-        cancel = await self._store.find_request_cancel(record.row.request_id)
-        if cancel is None:
+        found: list[RequestCancel] = []
+
+        async def look() -> None:
+            cancel = await self._store.find_request_cancel(record.row.request_id)
+            found.extend([cancel] if cancel is not None else [])
+
+        await self._patience.until_stored(look, what=f"training {record.training_id}")  # it is accepted already
+        if not found:
             return
+        (cancel,) = found
         await record.accept_cancel(
             save_checkpoint=cancel.save_checkpoint, reason=cancel.reason, message=f"Cancelling: {cancel.reason}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from backend_service.operations.training_record import TrainingRecord
 from backend_service.publisher import Publisher
 from ktrdr_core.domain.result import TrainingResult
@@ -25,19 +27,24 @@ class Completion:
         """Return whether a model of the training is stored."""
         return await self._publisher.find_by_training(record.training_id) is not None
 
-    async def complete_if_published(self, record: TrainingRecord, *, missing: str = "") -> bool:
+    async def complete_if_published(
+        self, record: TrainingRecord, *, missing: str = "", otherwise: Callable[[], Awaitable[object]] | None = None
+    ) -> bool:
         """Return whether the training has ended, completing it if its model is stored.
 
         Args:
             record: The training.
             missing: Why its history may have a hole at the end; then a warning says so.
+            otherwise: What becomes of it without a model; done before anyone can publish one.
         """
         async with record.publication:
             if record.is_ended:
                 return True
             model = await self._publisher.find_by_training(record.training_id)
             if model is None:
-                return False
+                if otherwise is not None:
+                    await otherwise()
+                return record.is_ended
             if missing:
                 await record.warn(
                     HISTORY_INCOMPLETE, f"the model is stored; {missing}: what it had not told is missing"

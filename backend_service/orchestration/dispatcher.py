@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from backend_service.checkpoints import CheckpointStore
 from backend_service.operations.records import LOCAL_TRAINER, Fence, Placement
@@ -34,6 +35,7 @@ from ktrdr_core.errors import (
 )
 from ktrdr_core.execution.engine import SessionCheckpoint
 from ktrdr_core.logging import get_logger, log_context
+from ktrdr_core.undisturbed import undisturbed
 
 _log = get_logger(__name__)
 
@@ -86,18 +88,29 @@ class Dispatcher:
         self._runs: dict[str, Run] = {}
         self._num_submitted = 0
         self._is_draining = False
+        self._orders: set[asyncio.Task[Any]] = set()
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """The trainings in charge, in the order they came."""
         return tuple(self._runs.values())
 
-    def submit(self, record: TrainingRecord) -> None:
-        """Take charge of a training, new or left behind by a restart, until it has ended; an ended one is ignored."""
-        if record.is_ended:
+    @property
+    def num_orders(self) -> int:
+        """Cancels that are being written down or obeyed."""
+        return len(self._orders)
+
+    def submit(self, record: TrainingRecord, *, is_restored: bool = False) -> None:
+        """Take charge of a training until it has ended; one that has ended, or is in charge already, is ignored.
+
+        Args:
+            record: The training.
+            is_restored: It was left behind by a restart.
+        """
+        if record.is_ended or record.training_id in self._runs:
             return
         self._num_submitted += 1
-        run = Run(record, position=self._num_submitted)
+        run = Run(record, position=self._num_submitted, is_restored=is_restored)
         row = record.row
         if row.cancel_save_checkpoint is not None:
             run.cancel(
@@ -124,21 +137,32 @@ class Dispatcher:
         """
         record = await self._trainings.require_active(training_id)
         run = self._runs.get(training_id)
-        if run is None:
-            raise DrainingError("the backend is stopping; cancel the training once it is back")
         order = CancelOrder(save_checkpoint=save_checkpoint, reason=reason or DEFAULT_CANCEL_REASON)
+        if run is None and self._is_draining:
+            raise DrainingError("the backend is stopping; cancel the training once it is back")
+        if run is None:  # it was accepted this moment; `submit` finds the cancel in its row
+            await record.accept_cancel(
+                save_checkpoint=save_checkpoint, reason=order.reason, message=f"Cancelling: {order.reason}"
+            )
+            await record.wait_ended()
+            return record.snapshot()
         silence = f"; {run.trainer_silence}: asked until it does, or counts as lost" if run.trainer_silence else ""
         accepting = record.accept_cancel(
             save_checkpoint=save_checkpoint, reason=order.reason, message=f"Cancelling: {order.reason}{silence}"
         )
         if run.is_placed:
             run.cancel(order)  # the worker need not go on while CANCELLING is written; its end is stored after that
-        await accepting
-        run.cancel(order)
-        if not run.is_placed and run.task is not None:
-            run.task.cancel()
+        await undisturbed(self._give_order(run, order, accepting), self._orders)
         await record.wait_ended()
         return record.snapshot()
+
+    async def _give_order(self, run: Run, order: CancelOrder, accepting: asyncio.Future[None]) -> None:
+        """Give the order once CANCELLING is stored, also if the caller has gone by then."""
+        await accepting
+        run.cancel(order)
+        if not run.is_placed and not run.is_dropped and run.task is not None:
+            run.is_dropped = True
+            run.task.cancel()
 
     async def cancel_either(
         self, training_id: str, request_id: str, *, save_checkpoint: bool, reason: str
@@ -212,7 +236,7 @@ class Dispatcher:
             if run.order is None or run.order.is_drain or run.is_placed or task is None:
                 raise
             task.uncancel()  # the cancel of a training that only waited: nothing runs anywhere
-            await self._end_waiting(run)
+            await undisturbed(self._end_waiting(run), self._orders)
         except StorageError as error:
             _log.warning("Left to the next start: %s", error.message)  # it gives up only when the service stops
         except KtrdrError as error:
@@ -260,7 +284,7 @@ class Dispatcher:
                 has_run = lost is None
                 await self._conclude(run, lost)
         except NoSlotError as error:
-            _log.info("No slot there after all: %s", error.message)
+            _log.info("Not there after all: %s", error.message)
             if placement.mode is ExecutionMode.HOST:
                 self._trainers.mark_full(placement.trainer)
             else:
@@ -286,18 +310,18 @@ class Dispatcher:
         if lost is None or run.record.is_ended:
             return
         record = run.record
-        if await self._completion.complete_if_published(record, missing="" if lost.is_log_whole else lost.cause):
-            return
         kept = await self._checkpoints.find(record.training_id)
-        async with record.publication:
-            if record.is_ended:
-                return
+
+        async def give_up() -> None:
             try:
                 await self._give_up(run, lost, kept)
             except IllegalStateError:
                 if record.state is not TrainingState.CANCELLING:
                     raise
                 await self._give_up(run, lost, kept)  # the cancel was stored a moment before
+
+        missing = "" if lost.is_log_whole else lost.cause
+        await self._completion.complete_if_published(record, missing=missing, otherwise=give_up)
         if record.last_session is not None:
             self._fences.add(record.last_session)
         if lost.session.is_on_trainer:
@@ -375,8 +399,7 @@ async def _wait_all(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 def _is_local(run: Run) -> bool:
-    session = run.record.live_session
-    return session is None or not session.is_on_trainer
+    return run.placement is not None and run.placement.mode is ExecutionMode.LOCAL
 
 
 def _next_attempt(record: TrainingRecord) -> int:

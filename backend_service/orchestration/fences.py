@@ -18,7 +18,7 @@ from backend_service.operations.records import Fence, SessionRow
 from backend_service.operations.trainings import Trainings
 from backend_service.orchestration.trainers import Trainers
 from ktrdr_core.clock import utc_now
-from ktrdr_core.errors import KtrdrError, StorageError, UnavailableError
+from ktrdr_core.errors import IllegalStateError, KtrdrError, NotFoundError, StorageError, UnreachableError
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.errors import from_rpc_error
 
@@ -111,12 +111,12 @@ class Fences:
         request = pb.CancelRequest(
             session_id=session.session_id, cancel_reason=f"Fenced: attempt {session.attempt} was given up"
         )
-        stub = self._trainers.stub(self._trainers.resolve(session.trainer, session.trainer_id))
         try:
-            await stub.Cancel(request, timeout=CANCEL_TIMEOUT_S)
+            await self._trainers.stub_of(session.trainer, session.trainer_id).Cancel(request, timeout=CANCEL_TIMEOUT_S)
         except grpc.aio.AioRpcError as rpc_error:
             error: KtrdrError = from_rpc_error(rpc_error)
-            if isinstance(error, UnavailableError):
-                return False
-            _log.info("Fenced session %s: %s", session.session_id, error.message)  # ended, or unknown there
+            _log.info("Fenced session %s: %s", session.session_id, error.message)
+            return isinstance(error, NotFoundError | IllegalStateError)  # unknown there, or ended
+        except UnreachableError:
+            return False
         return True

@@ -25,14 +25,19 @@ from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
     CheckpointNotFoundError,
     DrainingError,
+    IllegalStateError,
     InternalError,
     InvalidInputError,
     KtrdrError,
     NoSlotError,
+    NotFoundError,
+    SeriesNotFoundError,
     SessionNotFoundError,
+    StorageError,
     TrainerLostError,
     UnavailableError,
     UnreachableError,
+    VersionSkewError,
 )
 from ktrdr_core.execution.engine import SessionCheckpoint
 from ktrdr_core.logging import get_logger
@@ -53,6 +58,8 @@ PUT_CHECKPOINT_TIMEOUT_S = 600.0  # the largest one over a slow line
 CANCEL_TIMEOUT_S = 60.0  # a stop with checkpoint may wait 30 s for the end of a batch
 RETRY_S = 0.2
 COMPLETION_GRACE_S = 5.0
+VIEW_AGE_S = 60.0
+MAX_PUTS = 2
 
 
 class HostRunner:
@@ -94,7 +101,7 @@ class HostRunner:
             The attempt if it was lost; None if the training has ended.
 
         Raises:
-            NoSlotError: The trainer has no free slot, or drains; nothing began.
+            NoSlotError: The trainer has no free slot, drains, is of another version or lacks the bars; nothing began.
         """
         record = run.record
         address = placement.trainer
@@ -117,7 +124,49 @@ class HostRunner:
         return await self._follow(run, session, is_resumed=True)
 
     async def _begin(self, run: Run, session: SessionRow, checkpoint: SessionCheckpoint | None) -> LostAttempt | None:
+        """Have the trainer begin, and follow; a cancel meanwhile ends both."""
         record = run.record
+        handing_over = asyncio.ensure_future(self._hand_over(record, session, checkpoint))
+        ordered = asyncio.ensure_future(run.next_order())
+        try:
+            await asyncio.wait({handing_over, ordered}, return_when=asyncio.FIRST_COMPLETED)
+            if not handing_over.done() and not ordered.result().is_drain:
+                # Nobody knows whether the trainer has begun; if it begins later, it remembers the cancel.
+                handing_over.cancel()
+                await asyncio.wait([handing_over])
+                return await self._follow(run, session)
+            session, error = await handing_over
+        finally:
+            for task in (handing_over, ordered):
+                task.cancel()
+            await asyncio.wait([handing_over, ordered])
+        if error is None:
+            return await self._follow(run, session)
+        if isinstance(error, SeriesNotFoundError):
+            run.unsuitable |= {session.trainer}
+            if await self._is_any_left(run):
+                error = NoSlotError(f"trainer {session.trainer}: {error.message}")
+        if isinstance(error, NoSlotError | DrainingError | VersionSkewError):
+            await record.put_session(without_trainer(session))
+            raise NoSlotError(error.message, retry_after_s=getattr(error, "retry_after_s", 1.0))
+        if isinstance(error, StorageError):
+            self._trainers.mark_full(session.trainer)
+            return LostAttempt(
+                session=session,
+                error_reason=error.reason,
+                cause=f"trainer {session.trainer}: {error.message}",
+                is_log_whole=True,
+            )
+        if isinstance(error, UnavailableError):
+            return _lost(session, f"trainer {session.trainer} could not be reached ({error.message})")
+        await record.put_session(without_trainer(session))
+        await record.try_move_to(TrainingState.FAILED, error.message, error_reason=error.reason)
+        return None
+
+    async def _hand_over(
+        self, record: TrainingRecord, session: SessionRow, checkpoint: SessionCheckpoint | None
+    ) -> tuple[SessionRow, KtrdrError | None]:
+        """Ask the trainer to train; return the session as it begins, and why it does not."""
         error = await self._call_train(session, self._train_request(record, session, checkpoint), checkpoint)
         if isinstance(error, CheckpointNotFoundError):
             session = replace(session, resumed_from_epoch=0)
@@ -126,16 +175,12 @@ class HostRunner:
                 CHECKPOINT_UNUSABLE, f"the attempt begins at the beginning: trainer {session.trainer} {error.message}"
             )
             error = await self._call_train(session, self._train_request(record, session, None), None)
-        if error is None:
-            return await self._follow(run, session)
-        if isinstance(error, NoSlotError | DrainingError):
-            await record.put_session(without_trainer(session))
-            raise NoSlotError(error.message, retry_after_s=getattr(error, "retry_after_s", 1.0))
-        if isinstance(error, UnavailableError):
-            return _lost(session, f"trainer {session.trainer} could not be reached ({error.message})")
-        await record.put_session(without_trainer(session))
-        await record.try_move_to(TrainingState.FAILED, error.message, error_reason=error.reason)
-        return None
+        return session, error
+
+    async def _is_any_left(self, run: Run) -> bool:
+        """Return whether a trainer is known that has not said that it lacks the bars."""
+        known = await self._trainers.check_all(max_age_s=VIEW_AGE_S)
+        return any(health.address not in run.unsuitable for health in known)
 
     async def _follow(self, run: Run, session: SessionRow, *, is_resumed: bool = False) -> LostAttempt | None:
         """Copy the session's log into the training's until the training has ended or the attempt is lost.
@@ -153,6 +198,7 @@ class HostRunner:
             CheckpointPull(self._checkpoints, self._trainers, session) as checkpoints,
         ):
             last_heard = time.monotonic()
+            num_failures = 0
             while not record.is_ended:
                 try:
                     if is_resumed:
@@ -160,7 +206,7 @@ class HostRunner:
                         is_resumed = False
                     async with aclosing(self._responses(session)) as responses:
                         async for response in responses:
-                            last_heard = time.monotonic()
+                            last_heard, num_failures = time.monotonic(), 0
                             run.trainer_silence = ""
                             if response.HasField("checkpoint"):
                                 checkpoints.offer(response.checkpoint)
@@ -173,16 +219,19 @@ class HostRunner:
                             if record.is_ended:
                                 return None
                     await self._settle(record, session)
-                except UnavailableError as error:
-                    silent_s = time.monotonic() - last_heard
-                    run.trainer_silence = f"trainer {session.trainer} does not answer ({error.message})"
-                    if silent_s > self._trainer_lost_s and not await self._may_hear_the_rest(run, silent_s):
-                        silence = f"was unreachable for {self._trainer_lost_s:g} s ({error.message})"
-                        return _lost(session, f"trainer {session.trainer} {silence}")
-                    await asyncio.sleep(RETRY_S)
                 except (SessionNotFoundError, InvalidInputError) as error:  # it lost its journal, or part of it
                     cause = f"trainer {session.trainer} no longer knows session {session.session_id} ({error.message})"
                     return _lost(session, cause)
+                except KtrdrError as error:  # whatever else it says: it is not heard
+                    silent_s = time.monotonic() - last_heard
+                    num_failures += 1
+                    run.trainer_silence = f"trainer {session.trainer} does not answer ({error.message})"
+                    # More than one failure: if it was this machine that stood still, the first says nothing.
+                    is_lost = silent_s > self._trainer_lost_s and num_failures > 1
+                    if is_lost and not await self._may_hear_the_rest(run, silent_s):
+                        silence = f"was unreachable for {self._trainer_lost_s:g} s ({error.message})"
+                        return _lost(session, f"trainer {session.trainer} {silence}")
+                    await asyncio.sleep(RETRY_S)
         return None
 
     async def _may_hear_the_rest(self, run: Run, silent_s: float) -> bool:
@@ -237,22 +286,27 @@ class HostRunner:
         A CheckpointNotFoundError means that it would train, but not from this checkpoint.
         """
         deadline = time.monotonic() + self._trainer_lost_s
+        num_tries = num_puts = 0
         while True:
+            num_tries += 1
             try:
                 await self._stub(session).Train(request, timeout=ACCEPT_TIMEOUT_S)
                 return None
             except grpc.aio.AioRpcError as rpc_error:
                 error: KtrdrError = from_rpc_error(rpc_error)
-            is_late = time.monotonic() > deadline
+            except UnreachableError as unreachable:
+                error = unreachable
+            is_late = time.monotonic() > deadline and num_tries > 1
             if isinstance(error, CheckpointNotFoundError) and checkpoint is not None:
-                # Whatever went wrong is tried again: a stream that is refused early may lose its status.
+                # Whatever goes wrong is tried again: a stream that is refused early may lose its status.
                 problem = await self._put_checkpoint(session, checkpoint)
-                if problem is None and not is_late:
+                num_puts += problem is None
+                if problem is None and num_puts <= MAX_PUTS:
                     continue
-                if is_late:
+                if is_late or problem is None:
                     why = problem.message if problem is not None else error.message
                     return CheckpointNotFoundError(f"does not take the checkpoint of epoch {checkpoint.epoch} ({why})")
-            elif isinstance(error, DrainingError) or not isinstance(error, UnavailableError) or is_late:
+            elif isinstance(error, DrainingError | StorageError) or not isinstance(error, UnavailableError) or is_late:
                 return error
             await asyncio.sleep(RETRY_S)
 
@@ -269,6 +323,8 @@ class HostRunner:
             await self._stub(session).PutCheckpoint(requests(), timeout=PUT_CHECKPOINT_TIMEOUT_S)
         except grpc.aio.AioRpcError as rpc_error:
             return from_rpc_error(rpc_error)
+        except UnreachableError as error:
+            return error
         return None
 
     async def _responses(self, session: SessionRow) -> AsyncGenerator[pb.StreamProgressResponse]:
@@ -321,30 +377,35 @@ class HostRunner:
 
     async def _end(self, record: TrainingRecord, session: SessionRow, detail: StateDetail) -> None:
         """End the training with its session; a model that is stored counts, whatever the session says of its end."""
-        if await self._completion.complete_if_published(record) or detail.state is TrainingState.COMPLETED:
-            return
-        async with record.publication:
-            await record.try_move_to(
-                detail.state,
-                detail.message,
-                error_reason=detail.error_reason,
-                checkpoint_path=detail.checkpoint_path,
-                session=session,
-            )
+
+        async def end() -> None:
+            if detail.state is not TrainingState.COMPLETED:  # else the model is a moment behind, see `_settle`
+                await record.try_move_to(
+                    detail.state,
+                    detail.message,
+                    error_reason=detail.error_reason,
+                    checkpoint_path=detail.checkpoint_path,
+                    session=session,
+                )
+
+        await self._completion.complete_if_published(record, otherwise=end)
 
     async def _settle(self, record: TrainingRecord, session: SessionRow) -> None:
-        """End a training whose session's log has ended; usually the upload has done so already."""
+        """End a training whose session's log has ended; usually that has been done already."""
+
+        async def fail() -> None:
+            await record.try_move_to(
+                TrainingState.FAILED,
+                f"trainer {session.trainer} says session {session.session_id} has ended, but no model arrived; "
+                "see the trainer's log, then train again",
+                error_reason=InternalError.reason,
+            )
+
         try:
             async with asyncio.timeout(COMPLETION_GRACE_S):
                 await record.wait_ended()
         except TimeoutError:
-            if not await self._completion.complete_if_published(record):
-                await record.try_move_to(
-                    TrainingState.FAILED,
-                    f"trainer {session.trainer} says session {session.session_id} has ended, but no model arrived; "
-                    "see the trainer's log, then train again",
-                    error_reason=InternalError.reason,
-                )
+            await self._completion.complete_if_published(record, otherwise=fail)
 
     @asynccontextmanager
     async def _obeying(self, run: Run, session: SessionRow) -> AsyncIterator[None]:
@@ -355,7 +416,8 @@ class HostRunner:
             async with asyncio.TaskGroup() as calls:
                 while True:
                     order = await run.next_order(after=order)
-                    calls.create_task(self._cancel_on_trainer(session, order))
+                    if not order.is_drain:  # the backend stops, the trainer does not
+                        calls.create_task(self._cancel_on_trainer(session, order))
 
         passing = asyncio.create_task(pass_on())
         try:
@@ -374,14 +436,21 @@ class HostRunner:
                 await self._stub(session).Cancel(request, timeout=CANCEL_TIMEOUT_S)
                 return
             except grpc.aio.AioRpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-            if not isinstance(error, UnavailableError):
-                _log.info("cancel of session %s: %s", session.session_id, error.message)
+                error: KtrdrError = from_rpc_error(rpc_error)
+            except UnreachableError as unreachable:
+                error = unreachable
+            if isinstance(error, NotFoundError | IllegalStateError):
+                _log.info("Cancel of session %s: %s", session.session_id, error.message)
                 return
             await asyncio.sleep(RETRY_S)
 
     def _stub(self, session: SessionRow) -> TrainerServiceAsyncStub:
-        return self._trainers.stub(self._trainers.resolve(session.trainer, session.trainer_id))
+        """Return the way to the trainer of a session.
+
+        Raises:
+            UnreachableError: Another trainer has its address now.
+        """
+        return self._trainers.stub_of(session.trainer, session.trainer_id)
 
 
 def _lost(session: SessionRow, cause: str) -> LostAttempt:

@@ -18,7 +18,7 @@ from backend_service.orchestration.run import CancelOrder, Run
 from backend_service.publisher import Publisher
 from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, StateDetail, WarningDetail
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import DrainingError, KtrdrError, NoSlotError, StorageError
+from ktrdr_core.errors import DrainingError, KtrdrError, NoSlotError, StorageError, UnavailableError
 from ktrdr_core.execution.engine import EngineSession, ExecutionEngine, SessionJob, SessionOutcome
 from ktrdr_core.logging import get_logger
 from ktrdr_core.storage.stored_model import StoredModel
@@ -99,6 +99,10 @@ class LocalTrainingOrchestrator:
                 raise
             await record.move_to(TrainingState.FAILED, error.message, error_reason=error.reason)  # it lacks devices
             return None
+        except UnavailableError as error:  # the machine, not the training: no space, no processes
+            return LostAttempt(
+                session=session, error_reason=StorageError.reason, cause=error.message, is_log_whole=True
+            )
         except KtrdrError as error:
             await record.move_to(TrainingState.FAILED, error.message, error_reason=error.reason)
             return None

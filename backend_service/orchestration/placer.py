@@ -30,6 +30,7 @@ class Needs:
     require_gpu: bool
     num_gpus: int
     may_fall_back: bool
+    excluded: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,11 @@ class _Place:
         self.granted: asyncio.Future[Placement] = loop.create_future()
         self.waiting_for = "its turn"
 
+    @property
+    def kind(self) -> tuple[ExecutionMode, bool, int]:
+        """What kind of place it needs, whatever became of it before."""
+        return (self.needs.mode, self.needs.require_gpu, self.needs.num_gpus)
+
 
 class Placer:
     """Grants slots on this machine and on trainers, in the order of the line.
@@ -83,11 +89,15 @@ class Placer:
         self._running_by_user: Counter[str] = Counter()
         self._estimate = WaitEstimate()
         self._began: dict[str, float] = {}
+        # When a trainer was last found for each kind of needs: who waited then waits on if it goes away.
+        self._found_at: dict[tuple[ExecutionMode, bool, int], float] = {}
+        self._started_at = 0.0
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to hand out places."""
+        self._started_at = time.monotonic()
         self._trainers.on_change = self.wake
         self._task = asyncio.create_task(self._hand_out(), name="placer")
 
@@ -147,7 +157,7 @@ class Placer:
             placement: What `acquire` or `adopt` gave.
             has_run: Its attempt ended by itself, so that its duration tells how long others may take.
         """
-        run.is_placed = False
+        run.placement = None
         user = run.record.row.scheduling.user
         self._running_by_user[user] -= 1
         if not self._running_by_user[user]:
@@ -189,12 +199,21 @@ class Placer:
         mode = self._selector.effective_mode(None if spec.execution_mode is None else str(spec.execution_mode))
         # A training that was lost with its trainer goes on when there is a trainer, not on whatever machine this is.
         was_on_trainer = any(session.is_on_trainer and session.outcome for session in run.record.sessions)
-        return Needs(mode=mode, require_gpu=spec.require_gpu, num_gpus=spec.num_gpus, may_fall_back=not was_on_trainer)
+        return Needs(
+            mode=mode,
+            require_gpu=spec.require_gpu,
+            num_gpus=spec.num_gpus,
+            may_fall_back=not was_on_trainer,
+            excluded=run.unsuitable,
+        )
 
     async def _hand_out(self) -> None:
         while True:
             self._woken.clear()
-            await self._pass()
+            try:
+                await self._pass()
+            except Exception:  # noqa: BLE001 - a defect costs this round, not the placing of everybody for ever
+                _log.exception("A round of placing failed")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN_S if len(self._line) else None):
                     await self._woken.wait()
@@ -227,7 +246,7 @@ class Placer:
             place.granted.set_exception(error)
 
     def _take(self, run: Run, placement: Placement) -> None:
-        run.is_placed = True
+        run.placement = placement
         self._running_by_user[run.record.row.scheduling.user] += 1
         self._began[run.record.training_id] = time.monotonic()
         if placement.mode is ExecutionMode.LOCAL:
@@ -235,15 +254,27 @@ class Placer:
         else:
             self._trainers.reserve(placement.trainer)
 
+    def _may_wait(self, place: _Place) -> bool:
+        """Return whether a training waits for a trainer that is away, rather than fail or run here.
+
+        It does if there was one while it waited: trainers restart, and a poll may be missed. After a restart of the
+        backend those left behind wait until trainers had time to register again.
+        """
+        found_at = self._found_at.get(place.kind)
+        is_early = time.monotonic() - self._started_at < self._trainers.lease_s
+        return (found_at is not None and place.since <= found_at) or (place.run.is_restored and is_early)
+
     async def _find(self, place: _Place) -> Placement | None:
         """Return a place with a free slot, None if there is none now."""
         needs = place.needs
+        may_wait = self._may_wait(place)
         try:
             placement = await self._selector.select(
                 str(needs.mode) if place.run.record.row.spec.execution_mode is not None else None,
                 require_gpu=needs.require_gpu,
                 num_gpus=needs.num_gpus,
-                may_fall_back=needs.may_fall_back,
+                may_fall_back=needs.may_fall_back and not may_wait,
+                excluded=needs.excluded,
             )
         except NoTrainerYetError as error:
             waited_s = time.monotonic() - place.since
@@ -257,6 +288,7 @@ class Placer:
         if placement.mode is ExecutionMode.LOCAL:
             place.waiting_for = "a slot of the backend's machine"
             return placement if self._num_local < self._local_slots else None
+        self._found_at[place.kind] = time.monotonic()
         place.waiting_for = f"a slot of a trainer: {placement.reasons[-1]}"
         return placement if self._trainers.free_slots(placement.trainer) > 0 else None
 

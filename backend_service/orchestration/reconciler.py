@@ -69,15 +69,23 @@ class Reconciler:
             await self._end_with_worker(record, session)
         if not record.is_ended:
             _log.info("Picked up in state %s", record.state)
-            self._dispatcher.submit(record)
+            self._dispatcher.submit(record, is_restored=True)
 
     async def _end_with_worker(self, record: TrainingRecord, session: SessionRow) -> None:
         if record.state is not TrainingState.QUEUED and await self._completion.complete_if_published(record):
             return
-        if record.state is TrainingState.CANCELLING:
-            await record.move_to(TrainingState.CANCELLED, "Cancelled; its worker ended with the backend")
-            return
         await self._keep_checkpoint(session)
+        if record.state is TrainingState.CANCELLING:
+            kept = await self._checkpoints.find(record.training_id) if record.row.cancel_save_checkpoint else None
+            if kept is None:
+                await record.move_to(TrainingState.CANCELLED, "Cancelled; its worker ended with the backend")
+            else:
+                await record.move_to(
+                    TrainingState.STOPPED,
+                    f"Stopped; its worker ended with the backend, the checkpoint of epoch {kept.epoch} is kept",
+                    checkpoint_path=str(kept.path),
+                )
+            return
         cause = "the backend ended while this training ran on its machine, and its worker with it"
         refusal = refuse_retry(record, WorkerDiedError.reason)
         await record.lose_session(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from backend_service.operations.records import Placement
 from backend_service.operations.training_record import TrainingRecord
 from ktrdr_core.domain.states import TrainingState
 
@@ -39,7 +40,7 @@ class CancelOrder:
 class Run:
     """A training being placed, executed or followed.
 
-    `is_placed` is False while it only waits: then it can be dropped without asking anyone. The placer sets it, without
+    `placement` is None while it only waits: then it can be dropped without asking anyone. The placer sets it, without
     awaiting in between, as it hands a place out.
 
     Attributes:
@@ -47,17 +48,29 @@ class Run:
         position: Its place in the order of acceptance, which it keeps for every attempt.
         trainer_silence: What is known of a trainer that does not answer, "" while it does.
         has_model: A model of the training is known to be stored.
+        placement: Where it is; None while it only waits.
+        unsuitable: Trainers that lack its bars.
+        is_restored: It was left behind by a restart of the backend.
+        is_dropped: Its task was told that it need not wait any more.
     """
 
-    def __init__(self, record: TrainingRecord, *, position: int) -> None:
+    def __init__(self, record: TrainingRecord, *, position: int, is_restored: bool = False) -> None:
         self.record = record
         self.position = position
-        self.is_placed = False
+        self.is_restored = is_restored
+        self.placement: Placement | None = None
+        self.unsuitable: frozenset[str] = frozenset()
+        self.is_dropped = False
         self.trainer_silence = ""
         self.has_model = False
         self.task: asyncio.Task[None] | None = None
         self._order: CancelOrder | None = None
         self._ordered = asyncio.Event()
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it has a place, so that ending it means asking that place."""
+        return self.placement is not None
 
     @property
     def order(self) -> CancelOrder | None:

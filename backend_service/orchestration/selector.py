@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from backend_service.operations.records import Placement
@@ -109,6 +109,7 @@ class ExecutionModeSelector:
         require_gpu: bool = False,
         num_gpus: int = 0,
         may_fall_back: bool = True,
+        excluded: Collection[str] = (),
     ) -> Placement:
         """Return the place and the reasons.
 
@@ -117,6 +118,7 @@ class ExecutionModeSelector:
             require_gpu: Nothing without a GPU will do.
             num_gpus: Devices asked for; more than one implies that a place has as many.
             may_fall_back: Where a trainer is considered and none is suitable, this machine will do.
+            excluded: Trainers that have said that they lack the bars.
 
         Raises:
             InvalidInputError: The mode is another word.
@@ -130,7 +132,7 @@ class ExecutionModeSelector:
         if num_required:
             reasons.append(f"{num_required} GPU required")
         if self.may_use_trainer(requested_mode, require_gpu=num_required > 0):
-            trainer = await self._find_trainer(num_required, reasons)
+            trainer = await self._find_trainer(num_required, reasons, excluded)
             if trainer is not None:
                 return self._decide(ExecutionMode.HOST, reasons, trainer=trainer)
             if not may_fall_back:
@@ -149,14 +151,17 @@ class ExecutionModeSelector:
                 raise self._refuse(reasons, "use a place with enough GPUs, or do not require them")
         return self._decide(ExecutionMode.LOCAL, reasons)
 
-    async def _find_trainer(self, num_gpus: int, reasons: list[str]) -> str | None:
+    async def _find_trainer(self, num_gpus: int, reasons: list[str], excluded: Collection[str]) -> str | None:
         """Return the suitable trainer with the most free slots, among equals with the fewest sessions of ours."""
         found: list[TrainerHealth] = []
         if self._trainers is not None:
             found = await self._trainers.check_all(needs_devices=num_gpus > 0, max_age_s=MAX_VIEW_AGE_S)
         if not found:
             reasons.append("no trainer is known")
-        obstacles = [_obstacle(health, num_gpus) for health in found]
+        obstacles = [
+            "lacks bars of the training" if health.address in excluded else _obstacle(health, num_gpus)
+            for health in found
+        ]
         reasons.extend(
             f"trainer {health.address} {obstacle or _load(health)}"
             for health, obstacle in zip(found[:MAX_TRAINER_REASONS], obstacles, strict=False)

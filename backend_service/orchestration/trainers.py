@@ -16,7 +16,7 @@ from backend_service.orchestration.trainer_directory import ConfigStore, Trainer
 from backend_service.orchestration.trainer_health import TrainerHealth
 from backend_service.orchestration.trainer_node import LeaseStream, TrainerNode
 from ktrdr_core.domain.spec import TrainingSpec
-from ktrdr_core.errors import TrainerLostError, UnavailableError, WriteConflictError
+from ktrdr_core.errors import TrainerLostError, UnavailableError, UnreachableError, WriteConflictError
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.undisturbed import undisturbed
@@ -107,6 +107,18 @@ class Trainers:
 
     def stub(self, address: str) -> TrainerServiceAsyncStub:
         return self._channels.stub(address)
+
+    def stub_of(self, address: str, trainer_id: str) -> TrainerServiceAsyncStub:
+        """Return the way to the trainer that was at `address`, wherever it is now.
+
+        Raises:
+            UnreachableError: Another trainer is known to have its address now.
+        """
+        now = self.resolve(address, trainer_id)
+        found = self.trainer_id_of(now)
+        if trainer_id and found and found != trainer_id:
+            raise UnreachableError(f"trainer {trainer_id} is gone from {now}: another one, {found}, is there now")
+        return self.stub(now)
 
     def resolve(self, address: str, trainer_id: str) -> str:
         """Return where a trainer is now that was at `address`; `address` itself if it is not known."""
@@ -324,14 +336,20 @@ class Trainers:
                 _log.warning("the backend itself stood still for %.1f s", late_s)
                 for node in self._directory:
                     node.shift(late_s)
-            for node in self._directory:
-                self._end_silent(node, now)
-                if node.next_ask_at <= now and node.targets:
-                    self._ask(node)
-            self._directory.forget_lost(now - self._forget_after_s)
-            await self._channels.close_unused(self._is_channel_needed, unused_s=UNUSED_CHANNEL_S)
+            try:
+                await self._watch_once(now)
+            except Exception:  # noqa: BLE001 - a defect costs this round, not the watch over every trainer
+                _log.exception("a round of watching over the trainers failed")
             expected = time.monotonic() + tick_s
             await asyncio.sleep(tick_s)
+
+    async def _watch_once(self, now: float) -> None:
+        for node in list(self._directory):
+            self._end_silent(node, now)
+            if node.next_ask_at <= now and node.targets:
+                self._ask(node)
+        self._directory.forget_lost(now - self._forget_after_s)
+        await self._channels.close_unused(self._is_channel_needed, unused_s=UNUSED_CHANNEL_S)
 
     def _end_silent(self, node: TrainerNode, now: float) -> None:
         """Draw the consequences of a silence that is too long."""

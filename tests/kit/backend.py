@@ -237,6 +237,7 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self.sessions: dict[str, TrainerSession] = {}
         self.cancels: list[tuple[str, bool]] = []
         self.asked_after: list[int] = []
+        self.asked_to_train: list[str] = []
         self.accept_limits_s: list[float] = []
         self.may_cancel = asyncio.Event()
         self.may_cancel.set()
@@ -247,7 +248,9 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self.version = metadata.version("ktrdr")
         self.put: dict[str, bytes] = {}
         """Content of the checkpoints that were put here, by SHA-256."""
-        self.is_silent = False
+        self.may_train = asyncio.Event()
+        """Clear it to let no Train be answered."""
+        self.may_train.set()
 
     @property
     def only(self) -> TrainerSession:
@@ -259,6 +262,9 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         add_health_and_reflection(server, ["ktrdr.trainer.v1.TrainerService"])
 
     async def Train(self, request: Any, context: Any) -> trainer_service_pb2.TrainResponse:
+        if not request.validate_only:
+            self.asked_to_train.append(request.session_id)
+            await self.may_train.wait()
         if self.refusal is not None:
             raise self.refusal
         if request.validate_only:
@@ -307,7 +313,9 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def Cancel(self, request: Any, context: Any) -> trainer_service_pb2.CancelResponse:
         self.cancels.append((request.session_id, request.save_checkpoint))
         await self.may_cancel.wait()
-        session = self.sessions[request.session_id]
+        session = self.sessions.get(request.session_id)
+        if session is None:
+            raise SessionNotFoundError(f"there is no session {request.session_id}")
         if session.log.is_closed:
             raise IllegalStateError("ended")
         state = TrainingState.STOPPED if request.save_checkpoint else TrainingState.CANCELLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,16 @@ from ktrdr.training.v1 import retry_mode_pb2, training_service_pb2
 from ktrdr.training.v1 import training_state_pb2 as states
 from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
+from backend_service.checkpoints import CheckpointStore
 from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, StateDetail, TrainingStep, WarningDetail
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import IllegalStateError, WriteConflictError
+from ktrdr_core.errors import (
+    IllegalStateError,
+    SeriesNotFoundError,
+    StorageError,
+    VersionSkewError,
+    WriteConflictError,
+)
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
 from ktrdr_core.storage.artifact import write_artifact
@@ -21,6 +29,7 @@ from tests.kit.backend import (
     HOST,
     LOCAL,
     Backend,
+    FakeEngine,
     FakeTrainer,
     TrainerSession,
     a_spec,
@@ -431,3 +440,99 @@ async def test_cancel_that_comes_after_the_model_is_stored_keeps_the_model(tmp_p
         await upload_of(trainer, trainer.only)
         answer = await backend.cancel(training_id)  # the trainer, which has not heard of it yet, says CANCELLED
         assert answer.training.state == states.TRAINING_STATE_COMPLETED
+
+
+async def test_full_disk_of_a_trainer_is_waited_out_and_costs_no_training(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    trainer.refusal = StorageError("the disk is full")
+    async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
+        training_id = await backend.train(a_spec(HOST))
+
+        async def is_put_off() -> bool:
+            sessions = (await backend.get(training_id)).sessions
+            return bool(sessions) and sessions[0].outcome == "LOST"
+
+        await become(is_put_off)
+        training = await backend.get(training_id)
+        assert training.state == states.TRAINING_STATE_QUEUED
+        assert training.sessions[0].error_reason == "STORAGE_UNAVAILABLE"
+        assert trainer.asked_to_train == [f"{training_id}-1"]
+        assert (await backend.cancel(training_id)).training.state == states.TRAINING_STATE_CANCELLED
+
+
+async def test_trainer_without_the_bars_hands_the_training_to_another(tmp_path: Path) -> None:
+    poor, rich = FakeTrainer(tmp_path / "poor", num_slots=9), FakeTrainer(tmp_path / "rich", num_slots=2)
+    poor.refusal = SeriesNotFoundError("there are no bars of EURUSD 1h")
+    async with (
+        running_trainer(poor) as poor_address,
+        running_trainer(rich) as rich_address,
+        running_backend(tmp_path, trainers=(poor_address, rich_address)) as backend,
+    ):
+        training_id = await backend.train(a_spec(HOST))
+        await backend.until(training_id, "RUNNING")
+        (session,) = (await backend.get(training_id)).sessions
+        assert (session.trainer, session.attempt) == (rich_address, 1)
+        assert any("lacks bars" in reason for reason in session.reasons)
+        rich.refusal = poor.refusal
+        assert (await backend.until(await backend.train(a_spec(HOST)), "FAILED")).error.reason == "SERIES_NOT_FOUND"
+
+
+async def test_trainer_of_another_version_is_passed_over_not_fatal(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    trainer.refusal = VersionSkewError("backend 0.1.0, trainer 0.2.0")
+    async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
+        training_id = await backend.train(a_spec(HOST))
+        await eventually(lambda: trainer.asked_to_train)
+        trainer.refusal = None
+        await backend.until(training_id, "RUNNING")
+
+
+async def test_cancel_while_the_trainer_has_not_answered_train_is_obeyed_at_once(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    trainer.may_train.clear()
+    async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
+        training_id = await backend.train(a_spec(HOST))
+        await eventually(lambda: trainer.asked_to_train)
+        answer = await backend.cancel(training_id)
+        assert answer.training.state == states.TRAINING_STATE_CANCELLED
+        assert not trainer.sessions
+        trainer.may_train.set()
+
+
+async def test_stopping_backend_leaves_its_sessions_on_trainers_alone(tmp_path: Path) -> None:
+    trainer = FakeTrainer(tmp_path)
+    async with running_trainer(trainer) as address:
+        async with running_backend(tmp_path, trainers=(address,)) as backend:
+            await backend.until(await backend.train(a_spec(HOST)), "RUNNING")
+            trainer.may_train.clear()
+            trainer.num_slots = 2
+            await backend.train(a_spec(HOST))
+            await eventually(lambda: len(trainer.asked_to_train) == 2, what="a hand-over")
+        trainer.may_train.set()
+        assert trainer.cancels == []
+
+
+async def test_stop_of_a_local_training_survives_a_kill_of_the_backend_as_a_stop(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.may_cancel.clear()
+    context = running_backend(tmp_path, engine=engine, kill_limit_s=0.0)
+    backend = await context.__aenter__()
+    training_id = await backend.train()
+    session = (await eventually(lambda: engine.started))[0]
+    session.emit(step(TrainingStep.TRAINING))
+    checkpoint = session.keep_checkpoint(5)
+    stop = asyncio.create_task(refusal(backend.cancel(training_id, save_checkpoint=True)))
+    await backend.until(training_id, "CANCELLING")
+    assert checkpoint.path.exists()
+    await checkpoints_of(tmp_path, training_id).adopt(training_id, checkpoint)
+    backend.app.hurry()
+    await context.__aexit__(None, None, None)
+    await asyncio.gather(stop, return_exceptions=True)  # the backend has gone under it
+    async with running_backend(tmp_path) as backend:
+        training = await backend.get(training_id)
+        assert training.state == states.TRAINING_STATE_STOPPED
+        assert content_of(training.checkpoint_path) == b"weights"
+
+
+def checkpoints_of(directory: Path, training_id: str) -> CheckpointStore:
+    return CheckpointStore(directory / "state" / "checkpoints", max_size_bytes=1 << 20)

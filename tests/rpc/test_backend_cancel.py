@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc.aio
 import pytest
 from ktrdr.training.v1 import retry_mode_pb2
+from ktrdr.training.v1 import training_service_pb2 as pb
 from ktrdr.training.v1 import training_state_pb2 as states
 from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
@@ -272,3 +275,29 @@ async def test_a_stop_of_the_backend_goes_on_without_a_worker_that_cannot_be_end
 
 async def test_the_engine_is_warmed_up_beside_the_start(backend: Backend) -> None:
     await eventually(lambda: backend.engine.num_warm_ups == 1)
+
+
+async def test_cancel_whose_caller_goes_away_before_it_is_stored_is_obeyed_all_the_same(
+    backend: Backend, tmp_path: Path
+) -> None:
+    await backend.until(await backend.train(), "RUNNING")
+    queued = await backend.train()
+    other = sqlite3.connect(tmp_path / "state" / "operations.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    call = asyncio.create_task(backend.cancel(queued))
+    await eventually(lambda: backend.app.dispatcher.num_orders)
+    call.cancel()
+    await asyncio.wait([call])
+    other.execute("COMMIT")
+    other.close()
+    await backend.until(queued, "CANCELLED")
+
+
+async def test_two_stops_of_a_waiting_training_end_it_once(backend: Backend) -> None:
+    await backend.until(await backend.train(), "RUNNING")
+    for _ in range(20):
+        queued = await backend.train()
+        stops = (backend.cancel(queued, save_checkpoint=True) for _ in range(3))
+        answers = await asyncio.gather(*stops, return_exceptions=True)  # a late one is told that it has ended
+        assert all(isinstance(answer, (pb.CancelResponse, grpc.aio.AioRpcError)) for answer in answers)
+        assert await backend.state(queued) == "STOPPED"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 
 import pytest
@@ -29,6 +29,7 @@ class Trainers:
 
     num_slots: int = 0
     num_taken: int = 0
+    lease_s: float = 10.0
     on_change: Callable[[], None] = field(default=lambda: None)
 
     @property
@@ -59,7 +60,13 @@ class Selector:
         return mode == "host"
 
     async def select(
-        self, mode: str | None, *, require_gpu: bool, num_gpus: int, may_fall_back: bool = True
+        self,
+        mode: str | None,
+        *,
+        require_gpu: bool,
+        num_gpus: int,
+        may_fall_back: bool = True,
+        excluded: Collection[str] = (),
     ) -> Placement:
         self.asked.append(may_fall_back)
         if self.error is not None:
@@ -237,3 +244,21 @@ async def test_next_attempt_that_waits_too_long_is_lost() -> None:
     with pytest.raises(TrainerLostError):
         await world.tasks["again"]
     await world.placer.close()
+
+
+async def test_training_that_waited_for_a_trainer_waits_on_when_that_goes_away(world: World) -> None:
+    world.placer.start()
+    world.ask("waits", mode=ExecutionMode.HOST)  # the trainer is there, and full
+    await eventually(lambda: _told(world, "waits"))
+    world.selector.error = NoTrainerYetError("trainer gpu:1 is lost")
+    num_asked = len(world.selector.asked)
+    world.trainers.on_change()
+    await eventually(lambda: len(world.selector.asked) > num_asked)
+    assert world.selector.asked[-1] is False
+    world.ask("new", mode=ExecutionMode.HOST)  # it stands behind one that waits for the same
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in world.tasks.values())
+    world.selector.error = None
+    world.trainers.num_slots = 2
+    world.trainers.on_change()
+    await eventually(lambda: set(world.order) == {"waits", "new"})
