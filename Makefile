@@ -45,7 +45,8 @@ test: $(READY) ## Run every test
 	@echo "test: unit, rpc, training, contracts, architecture, integration, chaos, e2e"
 	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -n 2 --dist loadfile \
 		tests/unit tests/training tests/rpc tests/contracts tests/architecture
-	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest tests/integration tests/chaos tests/e2e
+	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/chaos tests/e2e tests/integration
 
 test-unit: $(READY) ## Run the unit tests (seconds)
 	@$(BIN)/python -m pytest -q -n 2 tests/unit
