@@ -34,7 +34,7 @@ from ktrdr_core.errors import (
     UploadNotFoundError,
     WriteConflictError,
 )
-from ktrdr_core.logging import get_logger
+from ktrdr_core.logging import get_logger, log_context
 from ktrdr_core.storage.artifact import TRAVELLING_FILES
 from ktrdr_core.storage.stored_model import StoredModel
 from ktrdr_core.undisturbed import undisturbed
@@ -100,6 +100,10 @@ class UploadReceiver:
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidUploadError("the first message of an upload must be its header", field="header")
         plan = plan_from_proto(first.header, max_size_bytes=self._max_size_bytes)
+        with log_context(training_id=plan.training_id, attempt=plan.attempt):
+            return await self._take(plan, requests)
+
+    async def _take(self, plan: UploadPlan, requests: AsyncIterator[pb.UploadModelRequest]) -> tuple[StoredModel, bool]:
         known = await self._find_published(plan)
         if known is not None:
             return known, True

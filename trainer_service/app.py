@@ -19,7 +19,7 @@ from ktrdr_core.execution.engine import ExecutionEngine
 from ktrdr_core.execution.fork_server import is_training_available
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.warm_up import warm_up_or_log
-from ktrdr_core.logging import get_logger
+from ktrdr_core.logging import get_logger, log_context
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
 from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
 from trainer_service.checkpoint_store import CheckpointStore
@@ -176,15 +176,16 @@ class TrainerApp:
 
 async def serve(settings: TrainerSettings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the sessions at once."""
-    app = TrainerApp(settings)
-    stopping = stop_on_signals(app.hurry)
-    try:
-        port = await app.start()
-        say_listening(NAME, settings.host, port)
-        await stopping.wait()
-        _log.info("Draining for up to %g s; a second signal ends the sessions at once", settings.drain_timeout_s)
-    finally:
-        await app.stop()
+    with log_context(trainer=settings.advertise_address or f"{settings.host}:{settings.port}"):
+        app = TrainerApp(settings)
+        stopping = stop_on_signals(app.hurry)
+        try:
+            port = await app.start()
+            say_listening(NAME, settings.host, port)
+            await stopping.wait()
+            _log.info("Draining for up to %g s; a second signal ends the sessions at once", settings.drain_timeout_s)
+        finally:
+            await app.stop()
 
 
 def run(flags: Mapping[str, Any]) -> int:

@@ -26,7 +26,7 @@ from ktrdr_core.errors import (
     StorageError,
 )
 from ktrdr_core.execution.engine import ExecutionEngine, SessionCheckpoint
-from ktrdr_core.logging import get_logger
+from ktrdr_core.logging import get_logger, log_context
 from ktrdr_core.undisturbed import undisturbed
 from ktrdr_core.versions import check_versions, own_version
 from trainer_service.checkpoint_outlet import give_checkpoint
@@ -283,8 +283,10 @@ class HostTrainingOrchestrator:
             await running
             await self._starter.let_go(run.session.order)
 
-        task = asyncio.create_task(run_to_end())
-        session_id = run.session.session_id
+        order = run.session.order
+        session_id = order.session_id
+        with log_context(training_id=order.training_id, attempt=order.attempt, session_id=session_id):
+            task = asyncio.create_task(run_to_end())
         self._runs[session_id] = (run, task)
         task.add_done_callback(lambda _: self._runs.pop(session_id, None))
 

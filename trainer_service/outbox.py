@@ -103,11 +103,10 @@ class Upload:
                     self._broken_at = time.monotonic()
                 failures += 1
                 _log.warning(
-                    "Upload to %s failed %d times: %s training_id=%s",
+                    "Upload to %s failed %d times: %s",
                     self._target(),
                     failures,
                     error.message,
-                    self._training_id,
                 )
                 if failures == WARN_AFTER_FAILURES:
                     await self._warn(
