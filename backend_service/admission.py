@@ -177,7 +177,8 @@ class Admission:
             async with self._looking_up:  # a flood leaves the store to others between some calls of its own
                 found = await self._trainings.find_duplicate(request_id, spec, scheduling)
         record = None if found is None else self._trainings.find_active(found.row.training_id)
-        if record is not None and not self._is_draining:
+        is_left = record is not None and not self._trainings.is_accepting(record.training_id)
+        if record is not None and is_left and not self._is_draining:
             self._dispatcher.submit(record)  # if nobody has: its first answer was lost with the store
         return found
 

@@ -183,13 +183,17 @@ class Trainings:
         self._accepting.add(row.training_id)
         try:
             await self._store.insert_training(row, queued)
+            record = TrainingRecord(self._store, row, self._patience, events=[queued], on_end=self._forget)
+            self._active[row.training_id] = record
+            if request_id:
+                await self._obey_request_cancel(record)
         finally:
             self._accepting.discard(row.training_id)
-        record = TrainingRecord(self._store, row, self._patience, events=[queued], on_end=self._forget)
-        self._active[row.training_id] = record
-        if request_id:
-            await self._obey_request_cancel(record)
         return record
+
+    def is_accepting(self, training_id: str) -> bool:
+        """Return whether a training is still being accepted: whether it may run at all is not known yet."""
+        return training_id in self._accepting
 
     async def _obey_request_cancel(self, record: TrainingRecord) -> None:
         """End a training that waits if the cancel of its request came before it."""
@@ -206,7 +210,7 @@ class Trainings:
         await record.accept_cancel(
             save_checkpoint=cancel.save_checkpoint, reason=cancel.reason, message=f"Cancelling: {cancel.reason}"
         )
-        await record.move_to(TrainingState.CANCELLED, f"{cancel.reason}; the cancel came before the training")
+        await record.try_move_to(TrainingState.CANCELLED, f"{cancel.reason}; the cancel came before the training")
 
     async def cancel_request(self, request_id: str, *, save_checkpoint: bool, reason: str) -> str | None:
         """Return the training that a request made; if it has not arrived, keep its cancel and return None.

@@ -301,3 +301,13 @@ async def test_two_stops_of_a_waiting_training_end_it_once(backend: Backend) -> 
         answers = await asyncio.gather(*stops, return_exceptions=True)  # a late one is told that it has ended
         assert all(isinstance(answer, (pb.CancelResponse, grpc.aio.AioRpcError)) for answer in answers)
         assert await backend.state(queued) == "STOPPED"
+
+
+async def test_cancel_before_its_train_holds_for_every_copy_of_that_train(backend: Backend) -> None:
+    for number in range(20):
+        request_id = f"early-{number}"
+        await backend.cancel(request_id=request_id)
+        ids = await asyncio.gather(*(backend.train(request_id=request_id) for _ in range(4)))
+        assert len(set(ids)) == 1
+        assert await backend.state(ids[0]) == "CANCELLED"
+    assert not backend.engine.started
