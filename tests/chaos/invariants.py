@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
+from backend_service.orchestration.completion import HISTORY_INCOMPLETE
 from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, EpochDetail, ProgressEvent, StateDetail, WarningDetail
 from ktrdr_core.domain.states import TRANSITIONS, TrainingState
 from ktrdr_core.errors import (
@@ -102,7 +103,11 @@ def _epochs(observed: Observed) -> Iterator[str]:
                 )
             told.setdefault(event.attempt, []).append(detail.epoch)
             latest, total = detail.epoch, detail.total_epochs
-    if observed.state is TrainingState.COMPLETED and (latest != total or not told):
+    # Who cancels a training whose model is stored, and whose trainer is away, is not kept waiting for the rest of its
+    # history: it is COMPLETED, and says that there is a hole.
+    warned = {event.detail.reason for event in observed.history if isinstance(event.detail, WarningDetail)}
+    may_have_hole = bool(observed.cancels) and HISTORY_INCOMPLETE in warned
+    if observed.state is TrainingState.COMPLETED and (latest != total or not told) and not may_have_hole:
         runs = {attempt: _breaks(epochs) for attempt, epochs in told.items()}
         yield f"it completed and told {latest} epochs of {total or 'all'}, by attempt: {runs}"
 

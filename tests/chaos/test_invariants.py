@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from backend_service.orchestration.completion import HISTORY_INCOMPLETE
 from ktrdr_core.domain.progress import (
     CHECKPOINT_UNUSABLE,
     BatchDetail,
@@ -361,6 +362,20 @@ def test_each_broken_invariant_is_told(name: str) -> None:
     problems = check_training(observed, QUIET)
     assert any(expected in problem for problem in problems), problems
     assert all(problem.startswith("t1 (") for problem in problems)
+
+
+def test_hole_in_the_history_is_allowed_only_if_it_is_said_and_a_cancel_asked_for_haste() -> None:
+    def with_hole() -> Observed:
+        observed = completed()
+        hole = WarningDetail(reason=HISTORY_INCOMPLETE, message="what it had not told is missing")
+        observed.history[7] = replace(observed.history[7], detail=hole)
+        observed.watched = watching(observed.history)
+        return observed
+
+    observed = with_hole()
+    assert any("told 3 epochs of 4" in problem for problem in check_training(observed, QUIET))
+    observed.cancels = [CancelAnswer(save_checkpoint=False, state=S.COMPLETED)]
+    assert not any("epochs of" in problem for problem in check_training(observed, QUIET))
 
 
 def test_too_many_attempts_are_told() -> None:
