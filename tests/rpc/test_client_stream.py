@@ -15,6 +15,7 @@ from ktrdr_client.progress_stream import ReconnectPolicy
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
+    CancellationError,
     IllegalStateError,
     InvalidInputError,
     KtrdrError,
@@ -51,6 +52,14 @@ async def test_broken_stream_goes_on_after_the_last_sequence_seen(cut: int) -> N
     backend = FakeBackend(connections=[[*log[:cut], UnavailableError("restarting")], log[cut:]])
     assert _sequences(await _collect(backend)) == list(range(1, 10))
     assert backend.after_sequences == [0, cut]
+
+
+@pytest.mark.parametrize("seen", [0, 4])
+async def test_stream_that_a_stopping_service_cuts_off_goes_on(seen: int) -> None:
+    log = a_log()
+    backend = FakeBackend(connections=[[*log[:seen], CancellationError("CANCELLED")], log[seen:]])
+    assert _sequences(await _collect(backend)) == list(range(1, 10))
+    assert backend.after_sequences == [0, seen]
 
 
 async def test_repeated_events_after_a_reconnection_are_dropped() -> None:

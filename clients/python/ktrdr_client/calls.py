@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import grpc
 
-from ktrdr_core.errors import KtrdrError, NoSlotError, UnavailableError
+from ktrdr_core.errors import CancellationError, KtrdrError, NoSlotError, UnavailableError
 from ktrdr_core.rpc.errors import from_rpc_error
 
 Request_contra = TypeVar("Request_contra", contravariant=True)
@@ -26,6 +26,17 @@ class UnaryMethod(Protocol[Request_contra, Response_co]):
     """A stub's unary method; `__call__` answers an awaitable."""
 
     def __call__(self, request: Request_contra, /, *, timeout: float | None = None) -> Awaitable[Response_co]: ...
+
+
+def problem_of(error: grpc.RpcError) -> KtrdrError:
+    """Return the error that a call ended with.
+
+    A call that we did not cancel and that ends CANCELLED was cut off as its service stopped: it may be made again.
+    """
+    problem = from_rpc_error(error)
+    if isinstance(problem, CancellationError):
+        return UnavailableError(f"the service stopped while it was asked ({problem.message}); try again")
+    return problem
 
 
 async def call_unary(
@@ -57,7 +68,7 @@ async def call_unary(
         try:
             return await method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            problem = from_rpc_error(error)
+            problem = problem_of(error)
             if waits_for_slot and isinstance(problem, NoSlotError):
                 pause_s = problem.retry_after_s * random.uniform(1.0, 1.2)  # never earlier than told
             elif isinstance(problem, UnavailableError):

@@ -17,9 +17,9 @@ import grpc
 import grpc.aio
 from ktrdr.training.v1 import progress_event_pb2
 
+from ktrdr_client.calls import problem_of
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.errors import IllegalStateError, InvalidInputError, KtrdrError, UnavailableError, UnreachableError
-from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.wire.from_proto import event_from_proto
 
 Response = TypeVar("Response")
@@ -125,7 +125,7 @@ async def reconnecting_progress(
         except TimeoutError:
             problem = UnavailableError(f"{what} was silent for {policy.read_timeout_s:g} s")
         except grpc.RpcError as error:
-            problem = from_rpc_error(error)
+            problem = problem_of(error)
             if _refuses_sequence(problem) and last_sequence > after_sequence:
                 raise _log_went_back(what, last_sequence, "before that") from problem
             if not isinstance(problem, UnavailableError):
