@@ -89,6 +89,7 @@ class Dispatcher:
         self._num_submitted = 0
         self._is_draining = False
         self._orders: set[asyncio.Task[Any]] = set()
+        self._has_drained = asyncio.Event()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -144,7 +145,7 @@ class Dispatcher:
             await record.accept_cancel(
                 save_checkpoint=save_checkpoint, reason=order.reason, message=f"Cancelling: {order.reason}"
             )
-            await record.wait_ended()
+            await self._wait_ended(record)
             return record.snapshot()
         silence = f"; {run.trainer_silence}: asked until it does, or counts as lost" if run.trainer_silence else ""
         accepting = record.accept_cancel(
@@ -153,8 +154,24 @@ class Dispatcher:
         if run.is_placed:
             run.cancel(order)  # the worker need not go on while CANCELLING is written; its end is stored after that
         await undisturbed(self._give_order(run, order, accepting), self._orders)
-        await record.wait_ended()
+        await self._wait_ended(record)
         return record.snapshot()
+
+    async def _wait_ended(self, record: TrainingRecord) -> None:
+        """Return once a training has ended.
+
+        Raises:
+            DrainingError: The backend stops before it has.
+        """
+        ended = asyncio.create_task(record.wait_ended())
+        stopped = asyncio.create_task(self._has_drained.wait())
+        try:
+            await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                raise DrainingError("the backend is stopping; the cancel is stored, and goes on once it is back")
+        finally:
+            ended.cancel()
+            stopped.cancel()
 
     async def _give_order(self, run: Run, order: CancelOrder, accepting: asyncio.Future[None]) -> None:
         """Give the order once CANCELLING is stored, also if the caller has gone by then."""
@@ -224,6 +241,7 @@ class Dispatcher:
             for task in left:
                 _log.warning("%s does not end within %g s; left to the next start", task.get_name(), self._kill_limit_s)
         await self._fences.close()
+        self._has_drained.set()
 
     async def _drive(self, run: Run) -> None:
         record = run.record
@@ -233,8 +251,8 @@ class Dispatcher:
                 await self._attempt(run)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if run.order is None or run.order.is_drain or run.is_placed or task is None:
-                raise
+            if not run.is_dropped or task is None:
+                raise  # the backend stops; what runs on a trainer goes on without it
             task.uncancel()  # the cancel of a training that only waited: nothing runs anywhere
             await undisturbed(self._end_waiting(run), self._orders)
         except StorageError as error:

@@ -16,7 +16,7 @@ from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
 from ktrdr_core.domain.progress import TrainingStep
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import IllegalStateError, InvalidInputError
+from ktrdr_core.errors import DrainingError, IllegalStateError, InvalidInputError
 from ktrdr_core.execution.engine import SessionOutcome
 from tests.kit.backend import (
     HOST,
@@ -311,3 +311,21 @@ async def test_cancel_before_its_train_holds_for_every_copy_of_that_train(backen
         assert len(set(ids)) == 1
         assert await backend.state(ids[0]) == "CANCELLED"
     assert not backend.engine.started
+
+
+async def test_cancel_under_way_as_the_backend_stops_is_told_to_come_back_and_goes_on_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    trainer = FakeTrainer(tmp_path)
+    trainer.may_cancel.clear()
+    async with running_trainer(trainer) as address:
+        async with running_backend(tmp_path, trainers=(address,)) as backend:
+            training_id = await backend.train(a_spec(HOST))
+            await backend.until(training_id, "RUNNING")
+            cancel = asyncio.create_task(refusal(backend.cancel(training_id)))
+            await eventually(lambda: trainer.cancels)
+            await backend.app.stop()
+            assert isinstance(await cancel, DrainingError)
+        trainer.may_cancel.set()
+        async with running_backend(tmp_path, trainers=(address,)) as backend:
+            await backend.until(training_id, "CANCELLED")
