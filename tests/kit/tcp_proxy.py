@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 _CHUNK_BYTES = 64 * 1024
+_TURNS_OF_ACCEPTING = 5
 _CHUNKS_IN_FLIGHT = 64
 
 
@@ -67,6 +68,8 @@ class TcpProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+            for _ in range(_TURNS_OF_ACCEPTING):  # what is accepted already is reset by `_on_connection`
+                await asyncio.sleep(0)
         for connection in self._connections:
             connection.cancel()
         if self._connections:
@@ -98,6 +101,8 @@ class TcpProxy:
         connection = asyncio.create_task(self._serve(reader, writer))
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
+        # One that is cancelled before it began never comes to its own end.
+        connection.add_done_callback(lambda _: _reset(writer.transport))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         transports = [writer.transport]
