@@ -100,7 +100,7 @@ class BackendApp:
         """
         try:
             return await self._start()
-        except BaseException:
+        except BaseException:  # also a signal in the middle of a start leaves nothing open
             await self._cleanup.aclose()
             raise
 

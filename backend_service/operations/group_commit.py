@@ -181,7 +181,7 @@ class _WriterConnection(Generic[CommandT]):
             answer = work(self._cursor)
             is_done = True
             self._cursor.execute("COMMIT")
-        except Exception as error:
+        except Exception as error:  # each driver has a tree of its own: `explain` tells whose fault it is
             failure = self._database.explain(error)
             if failure is None:
                 self._roll_back()
@@ -199,7 +199,7 @@ class _WriterConnection(Generic[CommandT]):
                 self._connection = self._database.connect()
                 self._cursor = self._connection.cursor()
             return self._database.begin(self._cursor)
-        except Exception as error:
+        except Exception as error:  # as in `_transact`: explained, or raised
             was_lost = not is_new and self._database.is_lost(self._connection)
             self.close()
             if was_lost:  # since the last group, perhaps hours ago: the server may be long back
@@ -213,7 +213,7 @@ class _WriterConnection(Generic[CommandT]):
         self._runner.forget()
         try:
             self._cursor.execute("ROLLBACK")
-        except Exception as error:
+        except Exception as error:  # a lost connection has rolled back by itself; anything else is raised
             self.close()
             if self._database.explain(error) is None:
                 raise
@@ -226,7 +226,7 @@ class _WriterConnection(Generic[CommandT]):
                 self._connection = self._database.connect()
                 self._cursor = self._connection.cursor()
                 return self._database.was_committed(self._cursor, transaction)
-            except Exception as error:
+            except Exception as error:  # the server is not back yet; anything else is raised
                 self.close()
                 if not isinstance(error, KtrdrError) and self._database.explain(error) is None:
                     raise
@@ -240,7 +240,7 @@ class _WriterConnection(Generic[CommandT]):
             cursor.execute("SAVEPOINT command")
             try:
                 (answer,) = self._runner.run(cursor, [command])
-            except Exception as error:
+            except Exception as error:  # what one command raised belongs to its caller; the database's fault to all
                 if self._database.explain(error) is not None:
                     raise
                 self._runner.forget()

@@ -59,7 +59,7 @@ class PostgresDatabase:
         try:
             connection.autocommit = True
             self._lock(connection)
-        except BaseException:
+        except BaseException:  # whatever it is, the connection is nobody's
             connection.close()
             raise
         return connection

@@ -69,7 +69,7 @@ class SqlOperationsStore:
         store = cls(open_database(url_or_path, busy_timeout_s=busy_timeout_s))
         try:
             await store._prepare()
-        except BaseException:
+        except BaseException:  # whatever it is, nobody else can close them
             await store.close()
             raise
         return store

@@ -52,7 +52,7 @@ class SqliteDatabase:
         try:
             for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
                 connection.execute(f"PRAGMA {pragma}")
-        except BaseException:
+        except BaseException:  # whatever it is, the connection is nobody's
             connection.close()
             raise
         return connection

@@ -35,10 +35,15 @@ class LostAttempt:
     is_log_whole: bool = False
 
 
-def next_session(record: TrainingRecord, placement: Placement, *, trainer_id: str = "") -> SessionRow:
-    """Return the next attempt of a training; the number of one that no trainer accepted is used again."""
+def next_attempt(record: TrainingRecord) -> int:
+    """Return the number of the next attempt; that of one that no trainer accepted is used again."""
     last = record.last_session
-    attempt = 1 if last is None else last.attempt + int(bool(last.trainer))
+    return 1 if last is None else last.attempt + int(bool(last.trainer))
+
+
+def next_session(record: TrainingRecord, placement: Placement, *, trainer_id: str = "") -> SessionRow:
+    """Return the next attempt of a training."""
+    attempt = next_attempt(record)
     return SessionRow(
         session_id=f"{record.training_id}-{attempt}",
         training_id=record.training_id,

@@ -71,7 +71,7 @@ class CheckpointPull:
                 )
 
     async def _pull(self) -> None:
-        stub = self._trainers.stub_of(self._session.trainer, self._session.trainer_id)
+        stub = self._trainers.stub_of(self._session)
         call = stub.GetCheckpoint(pb.GetCheckpointRequest(session_id=self._session.session_id))
         try:
             first = await self._read(call)

@@ -12,7 +12,7 @@ from backend_service.operations.records import LOCAL_TRAINER, Fence, Placement
 from backend_service.operations.request_id import check_request_id
 from backend_service.operations.training_record import TrainingRecord, TrainingSnapshot
 from backend_service.operations.trainings import Trainings
-from backend_service.orchestration.attempts import LostAttempt, delay_before, refuse_retry
+from backend_service.orchestration.attempts import LostAttempt, delay_before, next_attempt, refuse_retry
 from backend_service.orchestration.completion import Completion
 from backend_service.orchestration.fences import Fences
 from backend_service.orchestration.host import HostRunner
@@ -297,7 +297,7 @@ class Dispatcher:
         has_run = False
         try:
             await record.place(placement)
-            with log_context(attempt=_next_attempt(record), trainer=placement.trainer or LOCAL_TRAINER):
+            with log_context(attempt=next_attempt(record), trainer=placement.trainer or LOCAL_TRAINER):
                 lost = await self._run_on(run, placement)
                 has_run = lost is None
                 await self._conclude(run, lost)
@@ -381,9 +381,9 @@ class Dispatcher:
         order = run.order or CancelOrder()
         kept = await self._checkpoints.find(run.record.training_id) if order.save_checkpoint else None
         if kept is None:
-            await run.record.move_to(order.state_unbegun, order.message_unbegun)
+            await run.record.try_move_to(order.state_unbegun, order.message_unbegun)
         else:
-            await run.record.move_to(
+            await run.record.try_move_to(
                 TrainingState.STOPPED,
                 f"{order.reason}; the checkpoint of epoch {kept.epoch} is kept",
                 checkpoint_path=str(kept.path),
@@ -418,8 +418,3 @@ async def _wait_all(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 def _is_local(run: Run) -> bool:
     return run.placement is not None and run.placement.mode is ExecutionMode.LOCAL
-
-
-def _next_attempt(record: TrainingRecord) -> int:
-    last = record.last_session
-    return 1 if last is None else last.attempt + int(bool(last.trainer))

@@ -112,7 +112,7 @@ class Fences:
             session_id=session.session_id, cancel_reason=f"Fenced: attempt {session.attempt} was given up"
         )
         try:
-            await self._trainers.stub_of(session.trainer, session.trainer_id).Cancel(request, timeout=CANCEL_TIMEOUT_S)
+            await self._trainers.stub_of(session).Cancel(request, timeout=CANCEL_TIMEOUT_S)
         except grpc.aio.AioRpcError as rpc_error:
             error: KtrdrError = from_rpc_error(rpc_error)
             _log.info("Fenced session %s: %s", session.session_id, error.message)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import grpc.aio
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
@@ -18,12 +17,12 @@ from backend_service.operations.training_record import TrainingRecord
 from backend_service.orchestration.attempts import LOST_REASONS, LostAttempt, next_session, without_trainer
 from backend_service.orchestration.checkpoint_pull import CheckpointPull
 from backend_service.orchestration.completion import Completion
-from backend_service.orchestration.run import CancelOrder, Run
+from backend_service.orchestration.hand_over import RETRY_S, HandOver
+from backend_service.orchestration.run import CancelOrder, Run, obeying
 from backend_service.orchestration.trainers import Trainers
 from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, ProgressEvent, StateDetail, WarningDetail
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
-    CheckpointNotFoundError,
     DrainingError,
     IllegalStateError,
     InternalError,
@@ -41,25 +40,15 @@ from ktrdr_core.errors import (
 )
 from ktrdr_core.execution.engine import SessionCheckpoint
 from ktrdr_core.logging import get_logger
-from ktrdr_core.rpc.channel import ACCEPT_TIMEOUT_S
-from ktrdr_core.rpc.checkpoint_transfer import checkpoint_ref, chunks_of
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.wire.from_proto import event_from_proto
-from ktrdr_core.wire.to_proto import spec_to_proto
-
-if TYPE_CHECKING:
-    from ktrdr.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
 _log = get_logger(__name__)
 
 READ_WATCHDOG_S = 5.0
-UNARY_TIMEOUT_S = 10.0
-PUT_CHECKPOINT_TIMEOUT_S = 600.0  # the largest one over a slow line
 CANCEL_TIMEOUT_S = 60.0  # a stop with checkpoint may wait 30 s for the end of a batch
-RETRY_S = 0.2
 COMPLETION_GRACE_S = 5.0
 VIEW_AGE_S = 60.0
-MAX_PUTS = 2
 
 
 class HostRunner:
@@ -89,8 +78,9 @@ class HostRunner:
         self._trainers = trainers
         self._completion = completion
         self._checkpoints = checkpoints
-        self._upload_target = upload_target
-        self._version = version
+        self._hand_over = HandOver(
+            trainers, upload_target=upload_target, version=version, trainer_lost_s=trainer_lost_s
+        )
         self._trainer_lost_s = trainer_lost_s
         self._history_wait_s = history_wait_s
 
@@ -126,7 +116,7 @@ class HostRunner:
     async def _begin(self, run: Run, session: SessionRow, checkpoint: SessionCheckpoint | None) -> LostAttempt | None:
         """Have the trainer begin, and follow; a cancel meanwhile ends both."""
         record = run.record
-        handing_over = asyncio.ensure_future(self._hand_over(record, session, checkpoint))
+        handing_over = asyncio.ensure_future(self._hand_over.give(record, session, checkpoint))
         ordered = asyncio.ensure_future(run.next_order())
         try:
             await asyncio.wait({handing_over, ordered}, return_when=asyncio.FIRST_COMPLETED)
@@ -163,20 +153,6 @@ class HostRunner:
         await record.try_move_to(TrainingState.FAILED, error.message, error_reason=error.reason)
         return None
 
-    async def _hand_over(
-        self, record: TrainingRecord, session: SessionRow, checkpoint: SessionCheckpoint | None
-    ) -> tuple[SessionRow, KtrdrError | None]:
-        """Ask the trainer to train; return the session as it begins, and why it does not."""
-        error = await self._call_train(session, self._train_request(record, session, checkpoint), checkpoint)
-        if isinstance(error, CheckpointNotFoundError):
-            session = replace(session, resumed_from_epoch=0)
-            await record.put_session(session)
-            await record.warn(
-                CHECKPOINT_UNUSABLE, f"the attempt begins at the beginning: trainer {session.trainer} {error.message}"
-            )
-            error = await self._call_train(session, self._train_request(record, session, None), None)
-        return session, error
-
     async def _is_any_left(self, run: Run) -> bool:
         """Return whether a trainer is known that has not said that it lacks the bars."""
         known = await self._trainers.check_all(max_age_s=VIEW_AGE_S)
@@ -193,8 +169,13 @@ class HostRunner:
             is_resumed: The backend was restarted, perhaps elsewhere: tell the trainer where to upload.
         """
         record = run.record
+
+        async def obey(order: CancelOrder) -> None:
+            if not order.is_drain:  # the backend stops, the trainer does not
+                await self._cancel_on_trainer(session, order)
+
         async with (
-            self._obeying(run, session),
+            obeying(run, obey),
             CheckpointPull(self._checkpoints, self._trainers, session) as checkpoints,
         ):
             last_heard = time.monotonic()
@@ -202,7 +183,7 @@ class HostRunner:
             while not record.is_ended:
                 try:
                     if is_resumed:
-                        await self._redirect_upload(record, session)
+                        await self._hand_over.redirect_upload(record, session)
                         is_resumed = False
                     async with aclosing(self._responses(session)) as responses:
                         async for response in responses:
@@ -222,7 +203,7 @@ class HostRunner:
                 except (SessionNotFoundError, InvalidInputError) as error:  # it lost its journal, or part of it
                     cause = f"trainer {session.trainer} no longer knows session {session.session_id} ({error.message})"
                     return _lost(session, cause)
-                except KtrdrError as error:  # whatever else it says: it is not heard
+                except UnreachableError as error:
                     silent_s = time.monotonic() - last_heard
                     num_failures += 1
                     run.trainer_silence = f"trainer {session.trainer} does not answer ({error.message})"
@@ -247,90 +228,15 @@ class HostRunner:
                 )
         return run.has_model
 
-    def _train_request(
-        self, record: TrainingRecord, session: SessionRow, checkpoint: SessionCheckpoint | None
-    ) -> pb.TrainRequest:
-        return pb.TrainRequest(
-            session_id=session.session_id,
-            training_id=record.training_id,
-            attempt=session.attempt,
-            spec=spec_to_proto(record.row.spec),
-            upload_target=self._upload_target(),
-            backend_version=self._version,
-            resume_from=None if checkpoint is None else checkpoint_ref(checkpoint),
-            last_epoch_told=record.last_epoch,
-        )
-
-    async def _redirect_upload(self, record: TrainingRecord, session: SessionRow) -> None:
-        """Repeat Train: a trainer that knows the session takes the upload target from it and nothing else.
+    async def _responses(self, session: SessionRow) -> AsyncGenerator[pb.StreamProgressResponse]:
+        """Yield responses; a trainer that is silent for longer than its heartbeats allow counts as unreachable.
 
         Raises:
-            SessionNotFoundError: It does not know the session; repeating Train would start it anew.
-            UnavailableError: It cannot be reached.
+            SessionNotFoundError, InvalidInputError: It does not know the session, or not so much of it.
+            UnreachableError: It is not heard, for whatever reason.
         """
-        stub = self._stub(session)
-        try:
-            await stub.GetSession(pb.GetSessionRequest(session_id=session.session_id), timeout=UNARY_TIMEOUT_S)
-            await stub.Train(self._train_request(record, session, None), timeout=UNARY_TIMEOUT_S)
-        except grpc.aio.AioRpcError as rpc_error:
-            error = from_rpc_error(rpc_error)
-            if isinstance(error, SessionNotFoundError | UnavailableError) and not isinstance(error, DrainingError):
-                raise error from rpc_error
-            _log.info("upload of session %s not redirected: %s", session.session_id, error.message)
-
-    async def _call_train(
-        self, session: SessionRow, request: pb.TrainRequest, checkpoint: SessionCheckpoint | None
-    ) -> KtrdrError | None:
-        """Return why the trainer does not train, or None; repeated while it is unreachable, up to the limit.
-
-        A CheckpointNotFoundError means that it would train, but not from this checkpoint.
-        """
-        deadline = time.monotonic() + self._trainer_lost_s
-        num_tries = num_puts = 0
-        while True:
-            num_tries += 1
-            try:
-                await self._stub(session).Train(request, timeout=ACCEPT_TIMEOUT_S)
-                return None
-            except grpc.aio.AioRpcError as rpc_error:
-                error: KtrdrError = from_rpc_error(rpc_error)
-            except UnreachableError as unreachable:
-                error = unreachable
-            is_late = time.monotonic() > deadline and num_tries > 1
-            if isinstance(error, CheckpointNotFoundError) and checkpoint is not None:
-                # Whatever goes wrong is tried again: a stream that is refused early may lose its status.
-                problem = await self._put_checkpoint(session, checkpoint)
-                num_puts += problem is None
-                if problem is None and num_puts <= MAX_PUTS:
-                    continue
-                if is_late or problem is None:
-                    why = problem.message if problem is not None else error.message
-                    return CheckpointNotFoundError(f"does not take the checkpoint of epoch {checkpoint.epoch} ({why})")
-            elif isinstance(error, DrainingError | StorageError) or not isinstance(error, UnavailableError) or is_late:
-                return error
-            await asyncio.sleep(RETRY_S)
-
-    async def _put_checkpoint(self, session: SessionRow, checkpoint: SessionCheckpoint) -> KtrdrError | None:
-        """Bring a checkpoint to the trainer; return why it does not take it."""
-        ref = checkpoint_ref(checkpoint)
-
-        async def requests() -> AsyncIterator[pb.PutCheckpointRequest]:
-            yield pb.PutCheckpointRequest(checkpoint=ref)
-            async for chunk in chunks_of(checkpoint.path):
-                yield pb.PutCheckpointRequest(chunk=chunk)
-
-        try:
-            await self._stub(session).PutCheckpoint(requests(), timeout=PUT_CHECKPOINT_TIMEOUT_S)
-        except grpc.aio.AioRpcError as rpc_error:
-            return from_rpc_error(rpc_error)
-        except UnreachableError as error:
-            return error
-        return None
-
-    async def _responses(self, session: SessionRow) -> AsyncGenerator[pb.StreamProgressResponse]:
-        """Yield responses; a trainer that is silent for longer than its heartbeats allow counts as unreachable."""
         request = pb.StreamProgressRequest(session_id=session.session_id, after_sequence=session.last_sequence)
-        call = self._stub(session).StreamProgress(request)
+        call = self._trainers.stub_of(session).StreamProgress(request)
         try:
             while True:
                 async with asyncio.timeout(READ_WATCHDOG_S):
@@ -342,8 +248,11 @@ class HostRunner:
             raise UnreachableError(
                 f"trainer {session.trainer} was silent for {READ_WATCHDOG_S:g} s; check that it runs"
             ) from None
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        except grpc.aio.AioRpcError as rpc_error:
+            error = from_rpc_error(rpc_error)
+            if isinstance(error, SessionNotFoundError | InvalidInputError):
+                raise error from rpc_error
+            raise UnreachableError(error.message) from rpc_error  # whatever else it says: it is not heard
         finally:
             call.cancel()
 
@@ -407,25 +316,6 @@ class HostRunner:
         except TimeoutError:
             await self._completion.complete_if_published(record, otherwise=fail)
 
-    @asynccontextmanager
-    async def _obeying(self, run: Run, session: SessionRow) -> AsyncIterator[None]:
-        """Pass cancel orders on to the trainer while the block runs."""
-
-        async def pass_on() -> None:
-            order: CancelOrder | None = None
-            async with asyncio.TaskGroup() as calls:
-                while True:
-                    order = await run.next_order(after=order)
-                    if not order.is_drain:  # the backend stops, the trainer does not
-                        calls.create_task(self._cancel_on_trainer(session, order))
-
-        passing = asyncio.create_task(pass_on())
-        try:
-            yield
-        finally:
-            passing.cancel()
-            await asyncio.wait([passing])
-
     async def _cancel_on_trainer(self, session: SessionRow, order: CancelOrder) -> None:
         """Cancel the session, however long the trainer stays away; what came of it arrives in the session's log."""
         request = pb.CancelRequest(
@@ -433,7 +323,7 @@ class HostRunner:
         )
         while True:
             try:
-                await self._stub(session).Cancel(request, timeout=CANCEL_TIMEOUT_S)
+                await self._trainers.stub_of(session).Cancel(request, timeout=CANCEL_TIMEOUT_S)
                 return
             except grpc.aio.AioRpcError as rpc_error:
                 error: KtrdrError = from_rpc_error(rpc_error)
@@ -443,14 +333,6 @@ class HostRunner:
                 _log.info("Cancel of session %s: %s", session.session_id, error.message)
                 return
             await asyncio.sleep(RETRY_S)
-
-    def _stub(self, session: SessionRow) -> TrainerServiceAsyncStub:
-        """Return the way to the trainer of a session.
-
-        Raises:
-            UnreachableError: Another trainer has its address now.
-        """
-        return self._trainers.stub_of(session.trainer, session.trainer_id)
 
 
 def _lost(session: SessionRow, cause: str) -> LostAttempt:

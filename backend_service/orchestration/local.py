@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from backend_service.operations.records import Placement, SessionRow
 from backend_service.operations.training_record import TrainingRecord
 from backend_service.orchestration.attempts import LOST_REASONS, LostAttempt, next_session
 from backend_service.orchestration.completion import complete
-from backend_service.orchestration.run import CancelOrder, Run
+from backend_service.orchestration.run import CancelOrder, Run, obeying
 from backend_service.publisher import Publisher
 from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, StateDetail, WarningDetail
 from ktrdr_core.domain.states import TrainingState
@@ -108,8 +107,14 @@ class LocalTrainingOrchestrator:
             return None
         record.resource_usage = worker.resource_usage
         outcome: SessionOutcome | None = None
+
+        async def obey(order: CancelOrder) -> None:
+            # What becomes of it, also that it does not end, is the outcome that is waited for below.
+            with contextlib.suppress(UnavailableError):
+                await worker.cancel(save_checkpoint=order.save_checkpoint, reason=order.reason)
+
         try:
-            async with self._obeying(run, worker):
+            async with obeying(run, obey):
                 async for event in worker.events():
                     if isinstance(event.detail, WarningDetail) and event.detail.reason == CHECKPOINT_UNUSABLE:
                         session = replace(session, resumed_from_epoch=0)
@@ -127,29 +132,6 @@ class LocalTrainingOrchestrator:
             if outcome is None:  # whatever happened here, no worker goes on behind a training that has ended
                 await worker.cancel(reason="the backend gave the training up")
         return await self._conclude(run, session, worker, outcome)
-
-    @asynccontextmanager
-    async def _obeying(self, run: Run, worker: EngineSession) -> AsyncIterator[None]:
-        """Pass cancel orders on to the worker while the block runs."""
-
-        async def pass_on() -> None:
-            order: CancelOrder | None = None
-            cancels: list[asyncio.Task[SessionOutcome]] = []
-            try:
-                while True:
-                    order = await run.next_order(after=order)
-                    cancels.append(
-                        asyncio.create_task(worker.cancel(save_checkpoint=order.save_checkpoint, reason=order.reason))
-                    )
-            finally:
-                await asyncio.gather(*cancels)
-
-        passing = asyncio.create_task(pass_on())
-        try:
-            yield
-        finally:
-            passing.cancel()
-            await asyncio.wait([passing])
 
     async def _conclude(
         self, run: Run, session: SessionRow, worker: EngineSession, outcome: SessionOutcome

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from backend_service.operations.records import Placement
 from backend_service.operations.training_record import TrainingRecord
@@ -93,3 +96,26 @@ class Run:
             self._ordered.clear()
             await self._ordered.wait()
         return self._order
+
+
+@asynccontextmanager
+async def obeying(run: Run, obey: Callable[[CancelOrder], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Have `obey` carry out each order, also one given before, while the block runs.
+
+    A later order does not wait for an earlier one. What is not done when the block ends is dropped: by then there is
+    nothing left to be ended.
+    """
+
+    async def pass_on() -> None:
+        order: CancelOrder | None = None
+        async with asyncio.TaskGroup() as calls:
+            while True:
+                order = await run.next_order(after=order)
+                calls.create_task(obey(order))
+
+    passing = asyncio.create_task(pass_on())
+    try:
+        yield
+    finally:
+        passing.cancel()
+        await asyncio.wait([passing])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 from ktrdr.trainer.v1.trainer_info_pb2 import TrainerInfo
 
+from backend_service.operations.records import SessionRow
 from backend_service.orchestration.trainer_channel import TrainerChannels
 from backend_service.orchestration.trainer_directory import ConfigStore, TrainerDirectory
 from backend_service.orchestration.trainer_health import TrainerHealth
@@ -108,16 +109,16 @@ class Trainers:
     def stub(self, address: str) -> TrainerServiceAsyncStub:
         return self._channels.stub(address)
 
-    def stub_of(self, address: str, trainer_id: str) -> TrainerServiceAsyncStub:
-        """Return the way to the trainer that was at `address`, wherever it is now.
+    def stub_of(self, session: SessionRow) -> TrainerServiceAsyncStub:
+        """Return the way to the trainer that has a session, wherever it is now.
 
         Raises:
             UnreachableError: Another trainer is known to have its address now.
         """
-        now = self.resolve(address, trainer_id)
+        now = self.resolve(session.trainer, session.trainer_id)
         found = self.trainer_id_of(now)
-        if trainer_id and found and found != trainer_id:
-            raise UnreachableError(f"trainer {trainer_id} is gone from {now}: another one, {found}, is there now")
+        if session.trainer_id and found and found != session.trainer_id:
+            raise UnreachableError(f"trainer {session.trainer_id} is gone from {now}: another one, {found}, is there")
         return self.stub(now)
 
     def resolve(self, address: str, trainer_id: str) -> str:
