@@ -207,9 +207,7 @@ class Trainings:
         if not found:
             return
         (cancel,) = found
-        await record.accept_cancel(
-            save_checkpoint=cancel.save_checkpoint, reason=cancel.reason, message=f"Cancelling: {cancel.reason}"
-        )
+        # In one step: a start after a kill between two would take the order for one that came later.
         await record.try_move_to(TrainingState.CANCELLED, f"{cancel.reason}; the cancel came before the training")
 
     async def cancel_request(self, request_id: str, *, save_checkpoint: bool, reason: str) -> str | None:

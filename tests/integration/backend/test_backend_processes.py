@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from ktrdr.training.v1 import training_service_pb2 as pb
 from ktrdr.training.v1 import training_state_pb2 as states
 from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
+from backend_service.orchestration.host import READ_WATCHDOG_S
 from ktrdr_core.errors import StorageError
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
@@ -257,6 +259,25 @@ async def test_paused_trainer_that_is_back_in_time_is_adopted(tmp_path: Path) ->
     assert training.state == states.TRAINING_STATE_COMPLETED, training.message
     assert [session.attempt for session in training.sessions] == [1]
     assert epochs_of(events) == list(range(1, 101))
+
+
+async def test_backend_that_stood_still_adopts_its_session_instead_of_giving_it_up(tmp_path: Path) -> None:
+    with a_service("trainer_service", *trainer_flags(tmp_path)) as trainer:
+        flags = [*backend_flags(tmp_path, trainer.address), "--slots", "0"]
+        with a_service("backend_service", *flags, environment={"KTRDR_TRAINER_LOST_S": "3"}) as backend:
+            async with trainings_of(backend) as stub:
+                training_id = await train(stub, HOST, epochs=300)
+                await until_epoch(stub, training_id, 2)
+                backend.process.send_signal(signal.SIGSTOP)
+                since = time.monotonic()
+                try:  # its own clock goes on: it finds the trainer silent for longer than a trainer may be
+                    await eventually(lambda: time.monotonic() - since > READ_WATCHDOG_S + 1, what="a long standstill")
+                finally:
+                    backend.process.send_signal(signal.SIGCONT)
+                events, training = await watch_to_the_end(stub, training_id)
+    assert training.state == states.TRAINING_STATE_COMPLETED, training.message
+    assert [session.attempt for session in training.sessions] == [1]
+    assert epochs_of(events) == list(range(1, 301))
 
 
 def limit_file_size(service: ServiceProcess, size_bytes: int) -> None:
