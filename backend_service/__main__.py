@@ -29,6 +29,22 @@ def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--database-url", help="operations database, postgresql://user@host/name (SQLite in data-dir)")
     parser.add_argument("--trainer-lost-s", type=float, help="silence after which a trainer is lost (10)")
     parser.add_argument("--exit-when-idle-s", type=float, help="end after this long without training and RPC")
+    parser.add_argument("--tls-cert", dest="backend_tls_cert", help="certificate, PEM; serves TLS")
+    parser.add_argument("--tls-key", dest="backend_tls_key", help="its private key, PEM")
+    parser.add_argument("--tls-ca", dest="backend_tls_ca", help="CA, PEM, whose certificates callers must show")
+    parser.add_argument("--token-file", dest="backend_token_file", help="table of the tokens that callers may have")
+    parser.add_argument(
+        "--peer-ca", dest="backend_peer_ca", help="CA, PEM, of the trainers it calls (that of --tls-ca)"
+    )
+    parser.add_argument(
+        "--peer-token-file", dest="backend_peer_token_file", help="file with the token it calls trainers with"
+    )
+    parser.add_argument(
+        "--insecure",
+        dest="backend_insecure",
+        action="store_true",
+        help="let other machines in without TLS and tokens, on a trusted network",
+    )
     parser.add_argument("--log-level", help="DEBUG, INFO, WARNING or ERROR (INFO)")
     parser.add_argument("--log-format", help="text or json (text)")
     return vars(parser.parse_args(arguments))

@@ -20,7 +20,7 @@ from backend_service.orchestration.trainers import Trainers
 from backend_service.strategies import MAX_STRATEGY_BYTES
 from ktrdr_core.data.bar_store import BarStore
 from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
-from ktrdr_core.domain.spec import TrainingSpec
+from ktrdr_core.domain.spec import DataMode, TrainingSpec
 from ktrdr_core.errors import (
     AlreadyExistsError,
     DrainingError,
@@ -54,8 +54,9 @@ class CheckedSpec:
 class Admission:
     """Validates and accepts trainings.
 
-    What will run on this machine is checked against this machine's bars. What may run on a trainer is checked against
-    them if they are here too; else the trainers are asked to check it against theirs.
+    What is trained on the backend's bars, or on this machine, is checked against this machine's bars. What reads the
+    bars of a trainer is checked against these if they are here too; else the trainers are asked to check it against
+    theirs.
 
     Args:
         trainings: Where accepted ones go.
@@ -110,6 +111,8 @@ class Admission:
             try:
                 return await self._in_thread(_check_here, spec, self._bar_store)
             except SeriesNotFoundError as error:
+                if spec.data_mode is DataMode.BACKEND:
+                    raise
                 await self._check_elsewhere(spec, error)
                 return await self._in_thread(_check_strategy, spec)
 

@@ -15,10 +15,13 @@ from ktrdr.training.v1 import training_service_pb2_grpc
 
 from backend_service.activity import Activity
 from backend_service.admission import Admission
+from backend_service.bar_imports import BarImports
 from backend_service.checkpoints import CheckpointStore
 from backend_service.configuration import Configuration
+from backend_service.market_data import MarketData
 from backend_service.operations.sql_store import SqlOperationsStore
 from backend_service.operations.trainings import Trainings
+from backend_service.orchestration.attempt_bars import AttemptBars
 from backend_service.orchestration.completion import Completion
 from backend_service.orchestration.dispatcher import Dispatcher
 from backend_service.orchestration.fences import Fences
@@ -31,12 +34,13 @@ from backend_service.orchestration.selector import ExecutionModeSelector
 from backend_service.orchestration.trainers import Trainers
 from backend_service.progress_relay import ProgressRelay
 from backend_service.publisher import Publisher
+from backend_service.servicers.market_data import MarketDataServicer
 from backend_service.servicers.models import ModelServicer
-from backend_service.servicers.not_built import MarketDataServicer
 from backend_service.servicers.registry import TrainerRegistryServicer
 from backend_service.servicers.training import TrainingServicer
 from backend_service.settings import BackendSettings
 from backend_service.strategies import Strategies
+from backend_service.upload_room import UploadLimits
 from backend_service.uploads import UploadReceiver
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.data.directory_lock import DirectoryLock
@@ -47,7 +51,9 @@ from ktrdr_core.execution.fork_server import is_training_available
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.warm_up import warm_up_or_log
 from ktrdr_core.logging import get_logger
+from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
+from ktrdr_core.rpc.server_security import ServerSecurity
 from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.versions import own_version
@@ -155,6 +161,9 @@ class BackendApp:
         lock = DirectoryLock(settings.data_dir / "backend.lock", owner="backend")
         lock.acquire()
         self._cleanup.callback(lock.release)
+        server_security = await asyncio.to_thread(ServerSecurity, settings.security)
+        peer_security = await asyncio.to_thread(ChannelSecurity.of_service, settings.security)
+        server_security.warn()
         store = await SqlOperationsStore.open(settings.database)
         self._cleanup.push_async_callback(store.close)
         version = own_version()
@@ -165,6 +174,7 @@ class BackendApp:
             renew_s=settings.renew_s,
             version=version,
             config=store,
+            security=peer_security,
         )
         self._cleanup.push_async_callback(trainers.close)
         engine = self._open_engine()
@@ -172,7 +182,8 @@ class BackendApp:
             self._cleanup.push_async_callback(engine.close)
         local_slots = engine.num_slots if engine is not None else 0
 
-        storage = ModelStorage(settings.models_dir)
+        storage = ModelStorage(settings.models_dir, max_size_bytes=settings.max_store_bytes)
+        self._cleanup.callback(storage.close)
         publisher = Publisher(storage, has_torch=self._has_torch)
         completion = Completion(publisher)
         checkpoints = CheckpointStore(settings.checkpoints_dir, max_size_bytes=settings.max_checkpoint_bytes)
@@ -188,6 +199,10 @@ class BackendApp:
             can_train_locally=engine is not None,
             count_local_gpus=_count_gpus,
         )
+        imports = BarImports(settings.bars_dir, settings.bar_imports_dir, max_size_bytes=settings.max_import_bytes)
+        market_data = MarketData(settings.bars_dir, settings.bar_parts_dir, imports)
+        self._cleanup.push_async_callback(market_data.close)
+        attempt_bars = AttemptBars(market_data)
         local = (
             None
             if engine is None
@@ -195,6 +210,7 @@ class BackendApp:
                 engine,
                 publisher,
                 checkpoints,
+                bars=attempt_bars,
                 sessions_dir=settings.sessions_dir,
                 bars_dir=settings.bars_dir,
                 checkpoint_every_s=settings.checkpoint_every_s,
@@ -204,6 +220,7 @@ class BackendApp:
             trainers,
             completion,
             checkpoints,
+            bars=attempt_bars,
             upload_target=self._upload_target,
             version=version,
             trainer_lost_s=settings.trainer_lost_s,
@@ -230,7 +247,14 @@ class BackendApp:
         relay = ProgressRelay(trainings)
         strategies = Strategies(settings.strategies_dir, store=store, storage=storage)
         uploads = UploadReceiver(
-            settings.uploads_dir, trainings=trainings, publisher=publisher, max_size_bytes=settings.max_upload_bytes
+            settings.uploads_dir,
+            trainings=trainings,
+            publisher=publisher,
+            limits=UploadLimits(
+                max_size_bytes=settings.max_upload_bytes,
+                max_num=settings.max_partial_uploads,
+                max_total_bytes=settings.max_partial_upload_bytes,
+            ),
         )
         self._cleanup.push_async_callback(uploads.close)
         configuration = Configuration(
@@ -245,7 +269,7 @@ class BackendApp:
         )
 
         activity = Activity(is_busy=lambda: bool(trainings.active))
-        server = create_server(activity)
+        server = create_server(activity, security=server_security)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(
             TrainingServicer(
                 admission=admission,
@@ -259,17 +283,18 @@ class BackendApp:
             server,
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(storage=storage, uploads=uploads), server
+            ModelServicer(storage=storage, uploads=uploads, trainings=trainings), server
         )
-        market_data_service_pb2_grpc.add_MarketDataServiceServicer_to_server(MarketDataServicer(), server)
+        market_data_service_pb2_grpc.add_MarketDataServiceServicer_to_server(MarketDataServicer(market_data), server)
         trainer_registry_service_pb2_grpc.add_TrainerRegistryServiceServicer_to_server(
             TrainerRegistryServicer(registry), server
         )
         health = add_health_and_reflection(server, SERVICE_NAMES)
-        self.port = bind(server, f"{settings.host}:{settings.port}")
+        self.port = bind(server, f"{settings.host}:{settings.port}", server_security)
 
         await configuration.restore()
         await uploads.remove_stale(is_start=True)
+        await market_data.remove_stale()
         await trainers.start()
         placer.start()
         await fences.restore()

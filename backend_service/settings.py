@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ktrdr_core.addresses import is_address_for, is_host_port
 from ktrdr_core.domain.spec import ExecutionMode
+from ktrdr_core.security.service_security import ServiceSecurity, path_or_none
 
 LOOPBACK = "127.0.0.1:0"
 DEFAULT_DATA_DIR = Path("~/.local/share/ktrdr")
@@ -30,6 +31,10 @@ class BackendSettings(BaseSettings):
         slots: Trainings this machine runs at once.
         max_queued: Trainings that may wait for a place.
         max_upload_bytes: Largest artifact that is accepted.
+        max_partial_uploads: Uploads of trainings, and as many of imports, that may be not whole yet.
+        max_partial_upload_bytes: What those of trainings may need together, and those of imports.
+        max_store_bytes: Size of the model store up to which models are taken; None has no limit.
+        max_import_bytes: Largest file of bars that is accepted.
         health_timeout_s: Limit of a trainer's health check.
         trainer_lost_s: Silence after which a trainer is lost: length of its lease, and end of the attempts it has.
         retry_wait_s: How long a training whose trainer was lost waits for one before it fails.
@@ -40,6 +45,13 @@ class BackendSettings(BaseSettings):
         drain_s: Time local trainings get to end after SIGTERM; then they are stopped with a checkpoint.
         kill_limit_s: Time a killed worker gets to be gone; then the backend ends without it.
         exit_when_idle_s: End after this long without training and RPC; None never does.
+        backend_tls_cert, backend_tls_key: Certificate and key, PEM: TLS, and what it shows to trainers that want to see
+            one. The plain variables, KTRDR_TLS_CERT and the like, are the client's.
+        backend_tls_ca: CA whose certificates callers must show.
+        backend_token_file: Table of the tokens it knows.
+        backend_peer_ca: CA of the trainers it calls; backend_tls_ca without it; with neither in plain text.
+        backend_peer_token_file: Text of the token it calls them with.
+        backend_insecure: Let other machines in without TLS and tokens.
         log_level: Least level of the log on stderr.
         log_format: "text" or "json", one line or object an event.
     """
@@ -64,6 +76,10 @@ class BackendSettings(BaseSettings):
     slots: int = Field(default=1, ge=0)
     max_queued: int = Field(default=10_000, ge=1)
     max_upload_bytes: int = Field(default=8 << 30, ge=1)
+    max_partial_uploads: int = Field(default=64, ge=1)
+    max_partial_upload_bytes: int = Field(default=32 << 30, ge=1)
+    max_store_bytes: int | None = Field(default=None, ge=1)
+    max_import_bytes: int = Field(default=1 << 30, ge=1)
     health_timeout_s: float = Field(default=2.0, gt=0)
     trainer_lost_s: float = Field(default=10.0, gt=0)
     retry_wait_s: float = Field(default=3 * 86_400.0, ge=0)
@@ -74,6 +90,13 @@ class BackendSettings(BaseSettings):
     drain_s: float = Field(default=10.0, ge=0)
     kill_limit_s: float = Field(default=5.0, ge=0)
     exit_when_idle_s: float | None = Field(default=None, gt=0)
+    backend_tls_cert: Path | None = None
+    backend_tls_key: Path | None = None
+    backend_tls_ca: Path | None = None
+    backend_token_file: Path | None = None
+    backend_peer_ca: Path | None = None
+    backend_peer_token_file: Path | None = None
+    backend_insecure: bool = False
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
     log_format: Literal["text", "json"] = "text"
 
@@ -97,6 +120,15 @@ class BackendSettings(BaseSettings):
     def _lower_mode(cls, value: Any) -> Any:
         return value.strip().lower() or None if isinstance(value, str) else value
 
+    @field_validator(
+        *("backend_tls_cert", "backend_tls_key", "backend_tls_ca"),
+        *("backend_token_file", "backend_peer_ca", "backend_peer_token_file"),
+        mode="before",
+    )
+    @classmethod
+    def _expand_file(cls, value: Any) -> Any:
+        return path_or_none(value)
+
     @model_validator(mode="after")
     def _expand_paths(self) -> BackendSettings:
         for name in ("data_dir", "bars_dir", "strategies_dir"):
@@ -115,6 +147,24 @@ class BackendSettings(BaseSettings):
                 "--advertise-address HOST:PORT"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_security(self) -> BackendSettings:
+        self.security.check(host=self.host, peers=self.trainers)
+        return self
+
+    @property
+    def security(self) -> ServiceSecurity:
+        """Its TLS and tokens."""
+        return ServiceSecurity(
+            tls_cert=self.backend_tls_cert,
+            tls_key=self.backend_tls_key,
+            tls_ca=self.backend_tls_ca,
+            token_file=self.backend_token_file,
+            peer_ca=self.backend_peer_ca,
+            peer_token_file=self.backend_peer_token_file,
+            is_insecure=self.backend_insecure,
+        )
 
     @property
     def unreachable_for(self) -> tuple[str, ...]:
@@ -151,6 +201,14 @@ class BackendSettings(BaseSettings):
     @property
     def uploads_dir(self) -> Path:
         return self.data_dir / "uploads"
+
+    @property
+    def bar_parts_dir(self) -> Path:
+        return self.data_dir / "bar-parts"
+
+    @property
+    def bar_imports_dir(self) -> Path:
+        return self.data_dir / "bar-imports"
 
     @property
     def sessions_dir(self) -> Path:

@@ -96,9 +96,7 @@ class Strategies:
         return _read_text(path)
 
     def _list(self, history: dict[str, StrategyHistory]) -> list[StrategyEntry]:
-        newest: dict[str, int] = {}
-        for model in self._storage.list():  # newest first
-            newest.setdefault(model.strategy_name, model.version)
+        newest = self._storage.newest_versions()
         return [self._describe(name, path, history, newest) for name, path in self._files().items()]
 
     def _describe(

@@ -1,120 +1,102 @@
-"""The disk side of an upload: plain blocking code, called on threads."""
+"""The bytes of one upload, on disk where they will be published from: plain blocking code, called on threads."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import os
 import shutil
 import threading
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from ktrdr.models.v1.model_service_pb2 import UploadChunk, UploadHeader
+from ktrdr.models.v1.model_service_pb2 import UploadChunk
 
-from ktrdr_core.data.durable import write_durably
+from backend_service.upload_digests import UploadDigests
+from backend_service.upload_log import (
+    FILES_DIR,
+    ChunkLog,
+    fsync_files,
+    read_plan,
+    skip_reused,
+    sound_size_bytes,
+    write_mark,
+    write_plan,
+)
+from backend_service.upload_plan import FileSpan, UploadPlan
+from ktrdr_core.data.durable import fsync_directory
 from ktrdr_core.errors import CorruptDataError, IllegalStateError, InvalidUploadError
 from ktrdr_core.rpc.chunks import decode_chunk
-from ktrdr_core.storage.artifact import TRAVELLING_FILES, ArtifactFile
 
 SYNC_EVERY_BYTES = 32 << 20
-_PIECE_BYTES = 1 << 20
-_SHA256_BYTES = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadPlan:
-    """A header that keeps the contract.
-
-    Attributes:
-        sha256: SHA-256 of the whole artifact, hex.
-        files: Files in the order their bytes follow: TRAVELLING_FILES.
-    """
-
-    training_id: str
-    attempt: int
-    total_size_bytes: int
-    sha256: str
-    files: tuple[ArtifactFile, ...]
-    write_offset: int
-
-    @property
-    def key(self) -> str:
-        return upload_key(self.training_id, self.attempt, self.sha256)
-
-
-def upload_key(training_id: str, attempt: int, sha256: str) -> str:
-    """Return the name of an upload's directory; a digest, so that nothing from outside becomes a path."""
-    return hashlib.sha256(f"{training_id}\0{attempt}\0{sha256}".encode()).hexdigest()
-
-
-def plan_from_proto(header: UploadHeader, *, max_size_bytes: int) -> UploadPlan:
-    """Return the plan of a header.
-
-    Raises:
-        InvalidUploadError: It breaks the contract.
-    """
-
-    def refuse(field: str, rule: str) -> InvalidUploadError:
-        return InvalidUploadError(f"{field} of an upload {rule}", field=f"header.{field}")
-
-    if not 0 < header.total_size_bytes <= max_size_bytes:
-        raise refuse("total_size_bytes", f"must be 1 to {max_size_bytes}, was {header.total_size_bytes}")
-    if len(header.sha256) != _SHA256_BYTES:
-        raise refuse("sha256", f"must have {_SHA256_BYTES} bytes, had {len(header.sha256)}")
-    names = [file.name for file in header.files]
-    if names != list(TRAVELLING_FILES):
-        raise refuse("files", f"must be {', '.join(TRAVELLING_FILES)} in this order, was {names[:8]}")
-    if any(file.size_bytes < 1 or len(file.sha256) != _SHA256_BYTES for file in header.files):
-        raise refuse("files", f"must each have a size above 0 and a SHA-256 of {_SHA256_BYTES} bytes")
-    declared = sum(file.size_bytes for file in header.files)
-    if declared != header.total_size_bytes:
-        raise refuse("files", f"must add up to total_size_bytes {header.total_size_bytes}, gave {declared}")
-    if not 0 <= header.write_offset <= header.total_size_bytes:
-        raise refuse("write_offset", f"must be 0 to {header.total_size_bytes}, was {header.write_offset}")
-    if header.attempt < (1 if header.training_id else 0) or (header.attempt and not header.training_id):
-        raise refuse("attempt", f"must be at least 1 for a training and 0 for an import, was {header.attempt}")
-    return UploadPlan(
-        training_id=header.training_id,
-        attempt=header.attempt,
-        total_size_bytes=header.total_size_bytes,
-        sha256=header.sha256.hex(),
-        files=tuple(ArtifactFile(file.name, file.size_bytes, file.sha256.hex()) for file in header.files),
-        write_offset=header.write_offset,
-    )
 
 
 class PartialUpload:
-    """The bytes of one upload that have arrived so far, in a directory of their own.
+    """One upload in a directory of its own.
 
-    `committed` is what was fsynced; a restart goes on from there.
+    Each chunk is written where it belongs, noted in the log, and digested on the way. A thread makes the bytes safe
+    from a power cut, `sync_every_bytes` at a time; at most twice as many are not.
 
     Args:
         directory: Its directory.
         plan: What is being uploaded.
+        sync_every_bytes: See above.
     """
 
-    def __init__(self, directory: Path, plan: UploadPlan) -> None:
+    def __init__(self, directory: Path, plan: UploadPlan, *, sync_every_bytes: int = SYNC_EVERY_BYTES) -> None:
         self._directory = directory
+        self._files_dir = directory / FILES_DIR
         self._plan = plan
+        self._spans = plan.spans
+        self._sync_every_bytes = sync_every_bytes
         self._lock = threading.Lock()  # a cancelled call leaves its thread running; the next one waits for it
-        self._file: BinaryIO | None = None
-        self._size = self._synced = 0
+        self._is_open = False
+        self._position = self._synced = 0
+        self._digests = UploadDigests(self._spans)
+        self._log: ChunkLog | None = None
+        self._file: tuple[FileSpan, BinaryIO] | None = None
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="upload-sync")
+        self._syncing: Future[None] | None = None
 
     @property
     def size_bytes(self) -> int:
-        return self._size
+        """How much has arrived, with the files that need not be sent so far."""
+        return self._position
 
-    def open(self) -> None:
+    def open(self, shared: Mapping[str, Path] | None = None) -> None:
         """Go on where the plan says.
 
+        Args:
+            shared: Where in the store the files are that are not sent and not here yet, by name.
+
         Raises:
-            InvalidUploadError: That is neither where the stored bytes end, nor 0.
+            InvalidUploadError: More bytes than that are missing.
+            IllegalStateError: The store no longer has a file that is not sent.
         """
         with self._lock:
-            self._open(self._directory, self._plan)
+            offset = self._plan.write_offset
+            sound = sound_size_bytes(self._directory, self._plan.files)
+            # Less than is safe is no error: more may have been made safe since QueryUpload was asked.
+            if offset > sound:
+                raise InvalidUploadError(
+                    f"write_offset must be at most {sound}, was {offset}; ask QueryUpload where to go on",
+                    field="header.write_offset",
+                )
+            stored = read_plan(self._directory)
+            if stored is None or stored.files != self._plan.files:
+                shutil.rmtree(self._directory, ignore_errors=True)
+            self._files_dir.mkdir(parents=True, exist_ok=True)
+            write_plan(self._directory, self._plan)
+            self._cut(offset, shared or {})
+            fsync_files(self._files_dir, [path.name for path in self._files_dir.iterdir()])
+            fsync_directory(self._files_dir)
+            write_mark(self._directory, offset)
+            self._position = skip_reused(self._spans, self._plan.reused, offset)
+            self._synced = offset
+            self._log = ChunkLog(self._directory, self._position)
+            self._is_open = True
 
     def add(self, chunk: UploadChunk) -> None:
         """Check and write the next chunk.
@@ -124,62 +106,63 @@ class PartialUpload:
             CorruptDataError: Its checksum differs; nothing was written.
         """
         with self._lock:
-            total = self._plan.total_size_bytes
-            if chunk.offset + chunk.raw_size_bytes > total:
-                raise InvalidUploadError(
-                    f"the upload declares {total} bytes and the chunk at {chunk.offset} ends at "
-                    f"{chunk.offset + chunk.raw_size_bytes}; declare the true size",
-                    field="chunk.offset",
-                )
-            raw = decode_chunk(chunk, self._size)
-            if self._file is None:
+            self._check_end(chunk.offset + chunk.raw_size_bytes, chunk.offset)
+            raw = decode_chunk(chunk, self._position)
+            if self._log is None or not self._is_open:
                 raise IllegalStateError("the upload is closed; open it first")
-            self._file.write(raw)
-            self._size += len(raw)
-            if self._size - self._synced >= SYNC_EVERY_BYTES:
-                self._sync()
+            self._write(raw)
+            self._log.note(self._position, raw, chunk.crc32c)
+            self._digests.take(self._position, raw)
+            self._position = skip_reused(self._spans, self._plan.reused, self._position + len(raw))
+            if self._position - self._synced >= self._sync_every_bytes:
+                self._begin_sync()
 
     def close(self) -> None:
-        """Make what has arrived safe, and close the file; a second call does nothing."""
+        """Make what has arrived safe, and close the files; a second call does nothing."""
         with self._lock:
-            if self._file is not None:
-                self._sync()
-                self._file.close()
-                self._file = None
+            try:
+                if self._is_open:
+                    self._begin_sync()
+                    self._end_sync()
+            finally:
+                self._let_go()
 
-    def split(self, staging: Path) -> None:
-        """Write the artifact's files into `staging`, which is made anew, checking every digest on the way.
+    def verify(self) -> Path:
+        """Check every digest; return the directory of the files, complete and safe.
 
         Raises:
             CorruptDataError: The whole has another SHA-256 than declared.
             InvalidUploadError: A file has.
+            IllegalStateError: A file of the store has.
         """
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        whole = hashlib.sha256()
-        with (self._directory / "part").open("rb") as source:
-            wrong_files = [
-                file.name
-                for file in self._plan.files
-                if _copy(source, staging / file.name, file.size_bytes, whole) != file.sha256
-            ]
-        if whole.hexdigest() != self._plan.sha256:
-            raise CorruptDataError(
-                f"the artifact's SHA-256 must be {self._plan.sha256}, was {whole.hexdigest()}; send it again from 0"
-            )
-        if wrong_files:
-            raise InvalidUploadError(
-                f"the SHA-256 of {', '.join(wrong_files)} differs from the header's; correct the header",
-                field="header.files",
-            )
+        self.close()
+        with self._lock:
+            self._digests.read_rest(self._files_dir)
+            plan = self._plan
+            wrong = [file.name for file in plan.files if self._digests.files.get(file.name) != file.sha256]
+            damaged = [name for name in wrong if name in plan.reused]
+            if damaged:
+                raise IllegalStateError(
+                    f"{', '.join(damaged)} in the store differ from their SHA-256; send them, and see what "
+                    "`ktrdr models verify` says of the models that share them"
+                )
+            if self._digests.whole != plan.sha256:
+                raise CorruptDataError(
+                    f"the artifact's SHA-256 must be {plan.sha256}, was {self._digests.whole}; send it again from 0"
+                )
+            if wrong:
+                raise InvalidUploadError(
+                    f"the SHA-256 of {', '.join(wrong)} differs from the header's; correct the header",
+                    field="header.files",
+                )
+        return self._files_dir
 
     def abandon(self) -> None:
-        """Close the file as it is; what was made safe before stays, for a later stream to go on from."""
+        """Close the files as they are; what was written stays, for a later stream to go on from."""
         with self._lock:
-            if self._file is not None:
-                with contextlib.suppress(OSError):  # what it cannot write was not safe
-                    self._file.close()
-                self._file = None
+            with contextlib.suppress(OSError):  # what it cannot make safe was not
+                self._end_sync()
+            self._let_go()
 
     def remove(self) -> None:
         """Forget the upload, also one that could not be made safe."""
@@ -187,79 +170,117 @@ class PartialUpload:
         with self._lock:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _open(self, directory: Path, plan: UploadPlan) -> None:
-        committed = committed_size_bytes(directory)
-        # Less than is safe is no error: more may have been made safe since QueryUpload was asked.
-        if not 0 <= plan.write_offset <= committed:
+    def _cut(self, offset: int, shared: Mapping[str, Path]) -> None:
+        """Leave the bytes before `offset` and the files that are shared with the store, nothing else."""
+        known = {span.file.name for span in self._spans}
+        for path in self._files_dir.iterdir():
+            if path.name not in known:  # left by a publication that did not come to its end
+                path.unlink()
+        for span in self._spans:
+            path = self._files_dir / span.file.name
+            if span.file.name in shared:
+                _share(shared[span.file.name], path)
+            elif offset <= span.start:
+                path.unlink(missing_ok=True)
+            elif offset < span.end:
+                _shorten(path, offset - span.start)
+
+    def _check_end(self, end: int, offset: int) -> None:
+        total = self._plan.total_size_bytes
+        if end > total:
             raise InvalidUploadError(
-                f"write_offset must be at most {committed}, was {plan.write_offset}; ask QueryUpload where to go on",
-                field="header.write_offset",
+                f"the upload declares {total} bytes and the chunk at {offset} ends at {end}; declare the true size",
+                field="chunk.offset",
             )
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "part"
-        path.touch()
-        self._file = path.open("r+b")
-        self._file.truncate(plan.write_offset)
-        self._file.seek(plan.write_offset)
-        self._size = self._synced = plan.write_offset
-        write_durably(directory / "committed", str(self._synced).encode())
+        for span in self._spans:
+            if span.file.name in self._plan.reused and self._position <= span.start < end:
+                raise InvalidUploadError(
+                    f"the chunk at {offset} ends at {end}, but {span.file.name}, from {span.start} on, is not sent",
+                    field="chunk.offset",
+                )
 
-    def _sync(self) -> None:
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._synced = self._size
-        write_durably(self._directory / "committed", str(self._synced).encode())
+    def _write(self, raw: bytes) -> None:
+        left = memoryview(raw)
+        position = self._position
+        while left:
+            span, file = self._file_at(position)
+            count = file.write(left[: span.end - position])  # less than all on a disk that is almost full
+            position += count
+            left = left[count:]
+
+    def _file_at(self, position: int) -> tuple[FileSpan, BinaryIO]:
+        if self._file is not None and self._file[0].start <= position < self._file[0].end:
+            return self._file
+        self._close_file()
+        span = next(span for span in self._spans if span.start <= position < span.end)
+        path = self._files_dir / span.file.name
+        # Never through a link to a file of the store: such a file is whole, and what is written here is not there yet.
+        file: BinaryIO = path.open("xb" if position == span.start else "r+b", buffering=0)
+        file.seek(position - span.start)
+        file.truncate()  # what a write that failed has left
+        self._file = (span, file)
+        return self._file
+
+    def _begin_sync(self) -> None:
+        """Have what has arrived made safe by the thread; waits for the one before."""
+        self._end_sync()
+        position = self._position
+        names = [span.file.name for span in self._spans if span.start < position and span.end > self._synced]
+        self._synced = position
+        self._syncing = self._syncer.submit(self._sync, position, names)
+
+    def _sync(self, position: int, names: list[str]) -> None:
+        fsync_files(self._files_dir, names)
+        fsync_directory(self._files_dir)
+        write_mark(self._directory, position)
+
+    def _end_sync(self) -> None:
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file[1], None
+            file.close()
+
+    def _let_go(self) -> None:
+        self._is_open = False
+        self._syncer.shutdown()
+        self._close_file()
+        if self._log is not None:
+            self._log.close()
 
 
-def committed_size_bytes(directory: Path) -> int:
-    """Return how many bytes of the upload in `directory` are safe; 0 if there is none."""
+def gone(name: str) -> IllegalStateError:
+    """Return the error of a file that is not sent and not in the store."""
+    return IllegalStateError(f"the store has no such {name} any more; ask QueryUpload again", metadata={"file": name})
+
+
+def _share(source: Path, path: Path) -> None:
+    """Have the bytes of a stored file at `path` without writing them, where both are on one file system."""
+    path.unlink(missing_ok=True)
     try:
-        return min(int((directory / "committed").read_text()), (directory / "part").stat().st_size)
-    except (FileNotFoundError, ValueError):
-        return 0
+        try:
+            os.link(source, path)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                raise
+            shutil.copyfile(source, path)
+    except FileNotFoundError:
+        raise gone(path.name) from None
 
 
-def digest_whole(directory: Path) -> str:
-    """Return the SHA-256, hex, that an upload of the artifact in `directory` declares."""
-    whole = hashlib.sha256()
-    for name in TRAVELLING_FILES:
-        with (directory / name).open("rb") as source:
-            while piece := source.read(_PIECE_BYTES):
-                whole.update(piece)
-    return whole.hexdigest()
-
-
-STAGING_SUFFIX = ".staging"
-
-
-def remove_stale(root: Path, *, older_than_s: float, is_start: bool = False) -> int:
-    """Remove uploads that nothing was added to for so long; return how many.
-
-    Args:
-        root: Directory of partial uploads.
-        older_than_s: See above.
-        is_start: Nobody is at work yet: also remove what a killed service was putting together from an upload.
-    """
-    removed = 0
-    limit = time.time() - older_than_s
-    for directory in root.iterdir() if root.is_dir() else ():
-        is_left = is_start and directory.suffix == STAGING_SUFFIX
-        if directory.is_dir() and (is_left or directory.stat().st_mtime < limit):
-            shutil.rmtree(directory, ignore_errors=True)
-            removed += 1
-    return removed
-
-
-def _copy(source: BinaryIO, target: Path, size_bytes: int, whole: hashlib._Hash) -> str:
-    """Copy the next bytes of `source` into a new file; return their SHA-256, hex."""
-    digest = hashlib.sha256()
-    left = size_bytes
-    with target.open("xb") as file:
-        while left and (piece := source.read(min(left, _PIECE_BYTES))):
-            file.write(piece)
-            digest.update(piece)
-            whole.update(piece)
-            left -= len(piece)
-    return digest.hexdigest()
+def _shorten(path: Path, size_bytes: int) -> None:
+    """Keep the first bytes of a file; one that is shared with the store is not touched but replaced."""
+    found = path.stat()
+    if found.st_size == size_bytes:
+        return
+    if found.st_nlink == 1:
+        os.truncate(path, size_bytes)
+        return
+    copy = path.with_name(f"{path.name}.copy")
+    with path.open("rb") as source, copy.open("wb") as target:
+        while (left := size_bytes - target.tell()) and (piece := source.read(min(left, 1 << 20))):
+            target.write(piece)
+    copy.replace(path)

@@ -26,6 +26,9 @@ BENCHMARKS = (
     "service_start",
     "backend_load",
     "failover",
+    "model_upload",
+    "bars_to_trainer",
+    "model_store",
 )
 _WIDTH_OF_A_FILE = 160
 

@@ -18,12 +18,18 @@ KtrdrError
 │   ├── SeriesNotFoundError           no bars for a symbol and timeframe
 │   ├── ModelNotFoundError
 │   ├── UploadNotFoundError
-│   └── CheckpointNotFoundError       put it there first
+│   ├── CheckpointNotFoundError       put it there first
+│   └── BarsMissingError              not in the trainer's cache, or damaged there: have them fetched first
 ├── AlreadyExistsError                same request_id, other content
 ├── IllegalStateError                 the state of the thing forbids it
-│   └── VersionSkewError              backend and trainer are of versions that do not work together
+│   ├── VersionSkewError              backend and trainer are of versions that do not work together
+│   ├── SeriesChangedError            the bars that were named are not those that are stored now
+│   └── ModelReferencedError          an alias points at the model
 ├── WriteConflictError                a second writer, or a fenced attempt
 ├── NoSlotError                       every slot is taken; retry later
+├── QuotaExceededError                the store or an upload is at its limit
+├── UnauthenticatedError              no token, or none that is known
+├── PermissionDeniedError             the token's scopes do not allow this call
 ├── UnavailableError                  retry may help
 │   ├── DrainingError
 │   ├── TrainerLostError
@@ -161,6 +167,10 @@ class CheckpointNotFoundError(NotFoundError):
     reason = "CHECKPOINT_NOT_FOUND"
 
 
+class BarsMissingError(NotFoundError):
+    reason = "BARS_MISSING"
+
+
 class AlreadyExistsError(KtrdrError):
     reason = "ALREADY_EXISTS"
 
@@ -171,6 +181,14 @@ class IllegalStateError(KtrdrError):
 
 class VersionSkewError(IllegalStateError):
     reason = "VERSION_SKEW"
+
+
+class SeriesChangedError(IllegalStateError):
+    reason = "SERIES_CHANGED"
+
+
+class ModelReferencedError(IllegalStateError):
+    reason = "MODEL_REFERENCED"
 
 
 class WriteConflictError(KtrdrError):
@@ -190,6 +208,18 @@ class NoSlotError(KtrdrError):
     def __init__(self, message: str, *, retry_after_s: float = 5.0, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message, metadata=metadata)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceededError(KtrdrError):
+    reason = "QUOTA_EXCEEDED"
+
+
+class UnauthenticatedError(KtrdrError):
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(KtrdrError):
+    reason = "PERMISSION_DENIED"
 
 
 class UnavailableError(KtrdrError):

@@ -1,13 +1,14 @@
-"""Changes that are finished although who asked for them goes away."""
+"""What is finished although who asked for it goes away."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 from ktrdr_core.logging import get_logger
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _log = get_logger(__name__)
 
@@ -32,3 +33,14 @@ def undisturbed(change: Coroutine[Any, Any, T], owner: set[asyncio.Task[Any]]) -
 
     task.add_done_callback(note_end)
     return waiting
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Like `asyncio.to_thread`, but a caller that is cancelled waits for the thread: what it does next touches the same
+    file."""
+    future = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.gather(future, return_exceptions=True)
+        raise

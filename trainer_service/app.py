@@ -11,7 +11,6 @@ from grpc_health.v1 import health_pb2
 from ktrdr.trainer.v1 import trainer_registry_service_pb2, trainer_service_pb2_grpc
 
 from ktrdr_core.clock import utc_now
-from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.data.directory_lock import DirectoryLock
 from ktrdr_core.errors import IllegalStateError, StorageError
 from ktrdr_core.execution.devices import Device, probe_devices
@@ -20,12 +19,17 @@ from ktrdr_core.execution.fork_server import is_training_available
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.warm_up import warm_up_or_log
 from ktrdr_core.logging import get_logger, log_context
+from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.rpc.server import HealthServicer, add_health_and_reflection, bind, create_server
+from ktrdr_core.rpc.server_security import ServerSecurity
 from ktrdr_core.rpc.service_main import run_service, say_listening, stop_on_signals
+from trainer_service.bar_cache import BarCache
+from trainer_service.bar_fetch import BarFetcher
 from trainer_service.checkpoint_store import CheckpointStore
 from trainer_service.identity import load_trainer_id
 from trainer_service.messages import renewal_to_proto
 from trainer_service.orchestrator import HostTrainingOrchestrator
+from trainer_service.outbox import UploadOptions
 from trainer_service.recovery import load_sessions
 from trainer_service.registration import Registration
 from trainer_service.server_info import ServerInfo
@@ -79,11 +83,16 @@ class TrainerApp:
         settings = self.settings
         bars_dir = settings.bars_dir.expanduser().resolve()
         unavailable_reason = is_training_available() or ""
+        server_security = await asyncio.to_thread(ServerSecurity, settings.security)
+        peer_security = await asyncio.to_thread(ChannelSecurity.of_service, settings.security)
+        server_security.warn()
         try:
             self._lock.acquire()
             trainer_id = await asyncio.to_thread(load_trainer_id, settings.state_dir)
             checkpoints = CheckpointStore(settings.checkpoints_dir)
             await asyncio.to_thread(checkpoints.prepare)
+            bars = BarCache(settings.bar_cache_dir, max_size_bytes=settings.bar_cache_bytes)
+            await asyncio.to_thread(bars.prepare)
             sessions = await load_sessions(settings.sessions_dir)
         except OSError as error:
             raise StorageError(f"the trainer cannot use {settings.state_dir}: {error}; see to its disk") from error
@@ -91,14 +100,16 @@ class TrainerApp:
             engine=self._engine,
             starter=SessionStarter(
                 engine=self._engine,
-                bar_store=DirectoryBarStore(bars_dir),
                 bars_dir=bars_dir,
                 sessions_dir=settings.sessions_dir,
                 checkpoints=checkpoints,
+                bars=bars,
                 checkpoint_every_s=settings.checkpoint_every_s,
             ),
             checkpoints=checkpoints,
+            bars=BarFetcher(bars, security=peer_security),
             sessions=sessions,
+            uploads=UploadOptions(compression=settings.compression, security=peer_security),
         )
         server_info = ServerInfo(
             self._engine,
@@ -108,7 +119,7 @@ class TrainerApp:
             unavailable_reason=unavailable_reason,
             probe=self._probe,
         )
-        server = create_server()
+        server = create_server(security=server_security)
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(
             TrainerServicer(orchestrator, server_info), server
         )
@@ -116,7 +127,7 @@ class TrainerApp:
         if unavailable_reason:
             for name in ("", SERVICE_NAME):
                 await health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.port = bind(server, f"{settings.host}:{settings.port}")
+        self.port = bind(server, f"{settings.host}:{settings.port}", server_security)
         orchestrator.resume()
         await server.start()
         server_info.start_probe()
@@ -126,7 +137,8 @@ class TrainerApp:
         self._server, self._health = server, health
         self._orchestrator, self._server_info = orchestrator, server_info
         self._registrations = [
-            Registration(backend, renewal=self._renewal, fence=orchestrator.fence) for backend in settings.backends
+            Registration(backend, renewal=self._renewal, fence=orchestrator.fence, security=peer_security)
+            for backend in settings.backends
         ]
         self._leases = [_run_beside(registration.run()) for registration in self._registrations]
         _log.info("Serving on %s:%d, %d slots, bars in %s", settings.host, self.port, settings.slots, bars_dir)

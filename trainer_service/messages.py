@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from itertools import islice
+from itertools import islice, pairwise
 
+from ktrdr.data.v1 import series_pb2
 from ktrdr.models.v1.model_service_pb2 import UploadChunk
 from ktrdr.trainer.v1 import (
     checkpoint_pb2,
@@ -16,10 +17,14 @@ from ktrdr.trainer.v1 import (
 )
 
 from ktrdr_core.clock import utc_now
-from ktrdr_core.errors import InvalidUploadError
+from ktrdr_core.config.naming import check_name
+from ktrdr_core.data.partitions import Manifest
+from ktrdr_core.domain.timeframe import Timeframe
+from ktrdr_core.errors import InvalidInputError, InvalidUploadError
 from ktrdr_core.execution.engine import SessionCheckpoint
 from ktrdr_core.rpc.checkpoint_transfer import MAX_CHECKPOINT_BYTES, check_ref, checkpoint_ref
 from ktrdr_core.wire.from_proto import spec_from_proto
+from ktrdr_core.wire.market_data import part_from_proto
 from ktrdr_core.wire.to_proto import (
     error_to_proto,
     resource_usage_to_proto,
@@ -59,6 +64,29 @@ def order_from_proto(request: trainer_service_pb2.TrainRequest) -> SessionOrder:
         create_time=utc_now(),
         resume_from=resume_from,
     )
+
+
+def series_from_proto(messages: Iterable[series_pb2.Series]) -> tuple[Manifest, ...]:
+    """Return the series that a request names, each with its parts.
+
+    Raises:
+        InvalidInputError: A name or a part breaks a rule, parts are not in order of time, or a series is named twice.
+    """
+    found: dict[tuple[str, str], Manifest] = {}
+    for index, message in enumerate(messages):
+        field = f"series[{index}]"
+        check_name(message.symbol, field=f"{field}.symbol", what="symbol", error_class=InvalidInputError)
+        timeframe = str(Timeframe.parse(message.timeframe, field=f"{field}.timeframe"))
+        parts = tuple(part_from_proto(part, field=f"{field}.parts[{at}]") for at, part in enumerate(message.parts))
+        subject = f"{message.symbol} {timeframe}"
+        if not parts:
+            raise InvalidInputError(f"{subject} has no parts; name those that GetSeries answers", field=field)
+        if any(before.last_ns >= after.first_ns for before, after in pairwise(parts)):
+            raise InvalidInputError(f"the parts of {subject} must be in order of time", field=field)
+        if (message.symbol, timeframe) in found:
+            raise InvalidInputError(f"{subject} is named twice; name it once", field=field)
+        found[message.symbol, timeframe] = Manifest(message.symbol, timeframe, parts)
+    return tuple(found.values())
 
 
 async def checkpoint_parts(

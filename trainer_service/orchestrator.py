@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from ktrdr.trainer.v1.checkpoint_pb2 import CheckpointRef
 
 from ktrdr_core.clock import utc_now
 from ktrdr_core.config.naming import MAX_NAME_LENGTH, check_name
+from ktrdr_core.data.partitions import Manifest
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import (
@@ -29,10 +31,11 @@ from ktrdr_core.execution.engine import ExecutionEngine, SessionCheckpoint
 from ktrdr_core.logging import get_logger, log_context
 from ktrdr_core.undisturbed import undisturbed
 from ktrdr_core.versions import check_versions, own_version
+from trainer_service.bar_fetch import BarFetcher, BarsReady
 from trainer_service.checkpoint_outlet import give_checkpoint
 from trainer_service.checkpoint_store import CheckpointStore
 from trainer_service.journal import SessionOrder
-from trainer_service.outbox import RETRY_DELAYS_S
+from trainer_service.outbox import UploadOptions
 from trainer_service.session import RESUMABLE_REASONS, Session
 from trainer_service.session_run import JOURNAL_RETRY_S, CancelRequest, SessionRun
 from trainer_service.session_starter import SessionStarter
@@ -42,6 +45,7 @@ FENCED_REASON = "fenced: the backend has given this attempt up"
 STOP_LIMIT_S = 5.0
 """A stopping trainer waits this long for its workers to write checkpoints, and again for backends to fetch them."""
 _MAX_REFUSED_IDS = 10_000
+_DEFAULT_UPLOADS = UploadOptions()
 _log = get_logger(__name__)
 
 
@@ -52,8 +56,9 @@ class HostTrainingOrchestrator:
         engine: Executes sessions.
         starter: Begins them.
         checkpoints: Checkpoints that sessions can go on from.
+        bars: Fetches the bars that sessions will read.
         sessions: Sessions found on disk by `recovery.load_sessions`.
-        retry_delays_s: Waits between tries of an upload; the last one repeats.
+        uploads: How artifacts are sent.
     """
 
     def __init__(
@@ -62,13 +67,15 @@ class HostTrainingOrchestrator:
         engine: ExecutionEngine,
         starter: SessionStarter,
         checkpoints: CheckpointStore,
+        bars: BarFetcher,
         sessions: Sequence[Session] = (),
-        retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
+        uploads: UploadOptions = _DEFAULT_UPLOADS,
     ) -> None:
         self._engine = engine
         self._starter = starter
         self._checkpoints = checkpoints
-        self._retry_delays_s = retry_delays_s
+        self._bars = bars
+        self._uploads = uploads
         self._sessions: dict[str, Session] = {session.session_id: session for session in sessions}
         self._accepting: dict[str, tuple[SessionOrder, asyncio.Task[Session]]] = {}
         self._refused_ids: OrderedDict[str, None] = OrderedDict()
@@ -85,7 +92,7 @@ class HostTrainingOrchestrator:
                 self._start_run(run, run.go_on())
 
     async def check(self, spec: TrainingSpec) -> None:
-        """Validate a spec against the bars of this machine; nothing is started.
+        """Validate a spec, against the bars of this machine if it reads them; nothing is started.
 
         Raises:
             InvalidInputError: A rule is broken.
@@ -93,16 +100,20 @@ class HostTrainingOrchestrator:
         """
         await self._starter.check(spec)
 
-    async def train(self, order: SessionOrder, *, backend_version: str = "") -> Session:
+    async def train(
+        self, order: SessionOrder, series: Sequence[Manifest] = (), *, backend_version: str = ""
+    ) -> Session:
         """Accept a session, or answer the one that has its id and content, whatever the version of who asks.
 
         Args:
             order: What to train.
+            series: The bars to train on, for data mode backend.
             backend_version: Version of the backend that asks; "" is not checked.
 
         Raises:
             InvalidInputError: A rule is broken; nothing was started.
             SeriesNotFoundError: This trainer has no such bars.
+            BarsMissingError: The bars of `series` have to be fetched first.
             CheckpointNotFoundError: It is to go on from a checkpoint that is not here.
             AlreadyExistsError: The id was used with other content.
             IllegalStateError: The id was cancelled before its Train came.
@@ -129,7 +140,7 @@ class HostTrainingOrchestrator:
         if backend_version:
             check_versions(backend=backend_version, trainer=own_version())
         # A caller that goes away must not leave half a session: accepting goes on without it.
-        task = asyncio.create_task(self._accept(order))
+        task = asyncio.create_task(self._accept(order, series))
         self._accepting[order.session_id] = (order, task)
         task.add_done_callback(lambda ended: self._note_accepted(order.session_id, ended))
         return await asyncio.shield(task)
@@ -159,11 +170,16 @@ class HostTrainingOrchestrator:
         return session
 
     def fence(self, session_ids: Iterable[str]) -> None:
-        """End sessions that a backend has given up, in the background; what has ended or is unknown needs nothing."""
+        """End sessions that a backend has given up, in the background; what has ended or is unknown needs nothing.
+
+        One whose artifact is complete goes on to its end: the backend takes the artifact and keeps it aside.
+        """
         for session_id in session_ids:
             session, entry = self._sessions.get(session_id), self._runs.get(session_id)
             if session is None and session_id not in self._accepting:
                 self._refuse(session_id)
+            elif session is not None and session.is_delivering:
+                continue
             elif entry is None or not entry[0].is_being_cancelled:
                 undisturbed(self._fence(session_id), self._background)
 
@@ -203,6 +219,18 @@ class HostTrainingOrchestrator:
     async def take_checkpoint(self, ref: CheckpointRef, chunks: AsyncIterator[UploadChunk]) -> None:
         """Take a checkpoint that a session will go on from; see `CheckpointStore.put`."""
         await self._checkpoints.put(ref, chunks)
+
+    async def prepare_bars(self, series: Sequence[Manifest], source: str) -> AsyncGenerator[BarsReady]:
+        """Fetch bars that a Train will name; see `BarFetcher.prepare`.
+
+        Raises:
+            DrainingError: The trainer is stopping; what has arrived is kept.
+        """
+        self._check_not_draining()
+        async with aclosing(self._bars.prepare(series, source)) as reports:
+            async for ready in reports:
+                yield ready
+                self._check_not_draining()
 
     def begin_draining(self) -> None:
         """Refuse new sessions from now on."""
@@ -262,18 +290,21 @@ class HostTrainingOrchestrator:
         for session in self._sessions.values():
             session.log.interrupt(DrainingError("the trainer has stopped; reconnect when it is back"))
 
-    async def _accept(self, order: SessionOrder) -> Session:
-        if self.is_draining:
-            raise DrainingError("the trainer is stopping and takes no new sessions; use another one")
-        session, worker = await self._starter.begin(order)
+    async def _accept(self, order: SessionOrder, series: Sequence[Manifest]) -> Session:
+        self._check_not_draining()
+        session, worker = await self._starter.begin(order, series)
         self._sessions[order.session_id] = session
         run = self._new_run(session)
         self._start_run(run, run.follow(worker))
         _log.info("Session accepted session_id=%s training_id=%s", order.session_id, order.training_id)
         return session
 
+    def _check_not_draining(self) -> None:
+        if self.is_draining:
+            raise DrainingError("the trainer is stopping and takes no new sessions; use another one")
+
     def _new_run(self, session: Session) -> SessionRun:
-        run = SessionRun(session, retry_delays_s=self._retry_delays_s)
+        run = SessionRun(session, uploads=self._uploads)
         if self._is_stopping:
             run.begin_stop()
         return run

@@ -7,13 +7,11 @@ raised, and the artifact stays.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-import grpc.aio
-from ktrdr.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
+from ktrdr.models.v1 import model_service_pb2
 
 from ktrdr_core.errors import (
     AlreadyExistsError,
@@ -25,18 +23,18 @@ from ktrdr_core.errors import (
     WriteConflictError,
 )
 from ktrdr_core.logging import get_logger
-from ktrdr_core.rpc.channel import open_channel
-from ktrdr_core.rpc.errors import from_rpc_error
-from ktrdr_core.rpc.send_upload import IDLE_TIMEOUT_S, SendProgress, send_upload
+from ktrdr_core.rpc.channel_security import ChannelSecurity
+from ktrdr_core.rpc.client_stream import IDLE_TIMEOUT_S
+from ktrdr_core.rpc.codec_choice import Compression
+from ktrdr_core.rpc.send_upload import ArtifactSender
 from ktrdr_core.rpc.upload import UploadPlan
+from ktrdr_core.rpc.upload_retries import UploadRetries
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
 WARN_AFTER_FAILURES = 3
 UPLOAD_RETRY = "UPLOAD_RETRY"
 
-_QUERY_TIMEOUT_S = 10.0
 _LAST_QUERY_TIMEOUT_S = 2.0
-_LINGER_S = 60.0
 _PERMANENT = (
     InvalidInputError,
     NotFoundError,
@@ -49,6 +47,23 @@ _log = get_logger(__name__)
 WarningCallback = Callable[[str, str], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOptions:
+    """How artifacts are sent.
+
+    Attributes:
+        retry_delays_s: Waits between tries; the last one repeats.
+        idle_timeout_s: How long the other side may take no bytes.
+        compression: How chunks are compressed.
+        security: TLS and the token of the way to backends; None is plain text.
+    """
+
+    retry_delays_s: Sequence[float] = RETRY_DELAYS_S
+    idle_timeout_s: float = IDLE_TIMEOUT_S
+    compression: Compression = Compression.AUTO
+    security: ChannelSecurity | None = None
+
+
 class Upload:
     """One artifact on its way.
 
@@ -58,8 +73,7 @@ class Upload:
         attempt: Session number within the training.
         target: Returns the address of the ModelService now; asked before each try.
         warn: Called with a reason and a sentence after the third failure in a row.
-        retry_delays_s: Waits between tries; the last one repeats.
-        idle_timeout_s: How long the other side may take no bytes.
+        options: How it is sent.
         is_resumed: A stream of an earlier process may still be open on the other side.
     """
 
@@ -71,8 +85,7 @@ class Upload:
         attempt: int,
         target: Callable[[], str],
         warn: WarningCallback,
-        retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
-        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        options: UploadOptions,
         is_resumed: bool = False,
     ) -> None:
         self._directory = directory
@@ -80,107 +93,67 @@ class Upload:
         self._attempt = attempt
         self._target = target
         self._warn = warn
-        self._retry_delays_s = retry_delays_s
-        self._idle_timeout_s = idle_timeout_s
-        self._plan: UploadPlan | None = None
-        self._progress = SendProgress()
-        self._broken_at = time.monotonic() if is_resumed else None
+        self._options = options
+        self._sender: ArtifactSender | None = None
+        self._retries = UploadRetries(options.retry_delays_s, is_resumed=is_resumed)
 
-    async def run(self) -> model_pb2.Model:
-        """Return the published version once the backend has confirmed it.
+    async def run(self) -> model_service_pb2.UploadModelResponse:
+        """Return what the backend has made of the artifact once it has confirmed that.
 
         Raises:
             KtrdrError: A refusal that no retry changes.
         """
-        failures = 0
+        retries = self._retries
         while True:
             try:
                 return await self._try_once()
             except KtrdrError as error:
                 if self._is_permanent(error):
                     raise
-                if not isinstance(error, WriteConflictError):
-                    self._broken_at = time.monotonic()
-                failures += 1
-                _log.warning(
-                    "Upload to %s failed %d times: %s",
-                    self._target(),
-                    failures,
-                    error.message,
-                )
-                if failures == WARN_AFTER_FAILURES:
+                before = retries.failures
+                delay_s = retries.delay_after(error, has_moved=self._sender is not None and self._sender.has_moved)
+                _log.warning("Upload to %s failed %d times: %s", self._target(), retries.failures, error.message)
+                if before < retries.failures == WARN_AFTER_FAILURES:
                     await self._warn(
                         UPLOAD_RETRY,
-                        f"the model could not be uploaded to {self._target()} {failures} times ({error.message}); it is"
-                        " safe on the trainer, which goes on trying",
+                        f"the model could not be uploaded to {self._target()} {retries.failures} times "
+                        f"({error.message}); it is safe on the trainer, which goes on trying",
                     )
-            await asyncio.sleep(self._retry_delays_s[min(failures, len(self._retry_delays_s)) - 1])
+            await asyncio.sleep(delay_s)
 
-    async def was_published(self) -> bool:
-        """Return whether the backend has published the artifact, as far as it answers within 2 s.
+    async def was_stored(self) -> bool:
+        """Return whether the backend has stored the artifact, as far as it answers within 2 s.
 
-        Asked after `run` was cancelled: only an upload that had sent everything can have been published.
+        Asked after `run` was cancelled: only an upload that had sent everything can have been stored.
         """
-        if self._plan is None or not self._progress.has_sent_all:
+        if self._sender is None or not self._sender.has_sent_all:
             return False
-        async with open_channel(self._target()) as channel:
-            stub: model_service_pb2_grpc.ModelServiceAsyncStub = _stub(channel)
-            try:
-                answer = await stub.QueryUpload(_query(self._plan), timeout=_LAST_QUERY_TIMEOUT_S)
-            except grpc.aio.AioRpcError:
-                return False
-            return answer.is_complete
+        try:
+            return (await self._sender.ask(timeout_s=_LAST_QUERY_TIMEOUT_S)).is_complete
+        except KtrdrError:
+            return False
 
     def _is_permanent(self, error: KtrdrError) -> bool:
-        if isinstance(error, WriteConflictError) and self._broken_at is not None:
-            # Our own broken stream may still hold the upload on the backend, until its keepalive ends it.
-            return time.monotonic() - self._broken_at > _LINGER_S
-        return isinstance(error, _PERMANENT)
+        return isinstance(error, _PERMANENT) and not self._retries.is_own_stream(error)
 
-    async def _try_once(self) -> model_pb2.Model:
-        if self._plan is None:
-            self._plan = await self._read_plan()
-        async with open_channel(self._target()) as channel:
-            stub: model_service_pb2_grpc.ModelServiceAsyncStub = _stub(channel)
-            try:
-                write_offset = await _committed_size_bytes(stub, self._plan)
-                return await send_upload(
-                    self._target(),
-                    self._plan,
-                    write_offset,
-                    idle_timeout_s=self._idle_timeout_s,
-                    progress=self._progress,
-                )
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
-            except OSError as error:
-                raise self._unreadable(error) from error
-
-    async def _read_plan(self) -> UploadPlan:
+    async def _try_once(self) -> model_service_pb2.UploadModelResponse:
         try:
-            return await asyncio.to_thread(
-                UploadPlan.of, self._directory, training_id=self._training_id, attempt=self._attempt
-            )
+            if self._sender is None:
+                self._sender = await self._begin()
+            return await self._sender.send()
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise IllegalStateError(
+                f"the artifact in {self._directory} cannot be read: {error}; train again"
+            ) from error
 
-    def _unreadable(self, error: OSError) -> KtrdrError:
-        return IllegalStateError(f"the artifact in {self._directory} cannot be read: {error}; train again")
-
-
-async def _committed_size_bytes(stub: model_service_pb2_grpc.ModelServiceAsyncStub, plan: UploadPlan) -> int:
-    try:
-        answer = await stub.QueryUpload(_query(plan), timeout=_QUERY_TIMEOUT_S)
-    except grpc.aio.AioRpcError as error:
-        if isinstance(from_rpc_error(error), NotFoundError):
-            return 0
-        raise
-    return answer.committed_size_bytes
-
-
-def _query(plan: UploadPlan) -> model_service_pb2.QueryUploadRequest:
-    return model_service_pb2.QueryUploadRequest(training_id=plan.training_id, attempt=plan.attempt, sha256=plan.sha256)
-
-
-def _stub(channel: grpc.aio.Channel) -> model_service_pb2_grpc.ModelServiceAsyncStub:
-    return model_service_pb2_grpc.ModelServiceStub(channel)
+    async def _begin(self) -> ArtifactSender:
+        plan = await asyncio.to_thread(
+            UploadPlan.of, self._directory, training_id=self._training_id, attempt=self._attempt
+        )
+        return ArtifactSender(
+            plan,
+            self._target,
+            compression=self._options.compression,
+            idle_timeout_s=self._options.idle_timeout_s,
+            security=self._options.security,
+        )

@@ -15,6 +15,7 @@ from ktrdr.trainer.v1 import trainer_registry_service_pb2_grpc
 from ktrdr_core.errors import KtrdrError, UnavailableError, UnreachableError, VersionSkewError, WriteConflictError
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.channel import open_channel
+from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.rpc.errors import from_rpc_error
 
 RENEW_AFTER_S = 2.0
@@ -37,6 +38,7 @@ class Registration:
         fence: Told of the sessions whose attempt the backend has given up.
         answer_timeout_s: A backend that answers nothing for so long is connected to anew.
         skew_retry_s: Wait after a backend refused this trainer's version.
+        security: TLS and the token of the calls; None is plain text.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Registration:
         fence: Callable[[Iterable[str]], None],
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
         skew_retry_s: float = SKEW_RETRY_S,
+        security: ChannelSecurity | None = None,
     ) -> None:
         self._backend = backend
         self._renewal = renewal
         self._fence = fence
         self._answer_timeout_s = answer_timeout_s
         self._skew_retry_s = skew_retry_s
+        self._security = security
         self._is_due = asyncio.Event()
         self._backoff_s = MIN_BACKOFF_S
         self._last_complaint = ""
@@ -63,7 +67,7 @@ class Registration:
 
     async def run(self) -> None:
         """Hold the lease until cancelled, whatever happens to the backend meanwhile."""
-        async with open_channel(self._backend) as channel:
+        async with open_channel(self._backend, self._security) as channel:
             stub: trainer_registry_service_pb2_grpc.TrainerRegistryServiceAsyncStub
             stub = trainer_registry_service_pb2_grpc.TrainerRegistryServiceStub(channel)
             while True:

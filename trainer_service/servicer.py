@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -13,7 +14,13 @@ from ktrdr.trainer.v1 import trainer_service_pb2_grpc
 
 from ktrdr_core.rpc.checkpoint_transfer import checkpoint_ref
 from ktrdr_core.wire.to_proto import events_to_proto
-from trainer_service.messages import checkpoint_parts, optional_checkpoint_ref, order_from_proto, session_to_proto
+from trainer_service.messages import (
+    checkpoint_parts,
+    optional_checkpoint_ref,
+    order_from_proto,
+    series_from_proto,
+    session_to_proto,
+)
 from trainer_service.orchestrator import DEFAULT_CANCEL_REASON, HostTrainingOrchestrator
 from trainer_service.server_info import ServerInfo
 
@@ -33,7 +40,9 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         if request.validate_only:
             await self._orchestrator.check(order.spec)
             return pb.TrainResponse()
-        session = await self._orchestrator.train(order, backend_version=request.backend_version)
+        session = await self._orchestrator.train(
+            order, series_from_proto(request.series), backend_version=request.backend_version
+        )
         return pb.TrainResponse(session=await session_to_proto(session))
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
@@ -85,6 +94,14 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         ref, chunks = await checkpoint_parts(request_iterator)
         await self._orchestrator.take_checkpoint(ref, chunks)
         return pb.PutCheckpointResponse()
+
+    async def PrepareBars(
+        self, request: pb.PrepareBarsRequest, context: Context
+    ) -> AsyncIterator[pb.PrepareBarsResponse]:
+        series = series_from_proto(request.series)
+        async with aclosing(self._orchestrator.prepare_bars(series, request.source)) as reports:
+            async for ready in reports:
+                yield pb.PrepareBarsResponse(ready_size_bytes=ready.size_bytes, total_size_bytes=ready.total_size_bytes)
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         trainer = await self._server_info.to_proto(is_draining=self._orchestrator.is_draining)

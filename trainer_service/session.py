@@ -82,6 +82,11 @@ class Session:
         return 0 if point is None or self._is_checkpoint_unusable else point.epoch
 
     @property
+    def is_delivering(self) -> bool:
+        """Whether nothing is left but to bring its complete artifact to the backend."""
+        return self.artifact_path is not None and self.state in (TrainingState.RUNNING, TrainingState.UPLOADING)
+
+    @property
     def has_only_copy(self) -> bool:
         """Whether the directory of this session, which has ended, holds something no other place has."""
         match self.state:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from ktrdr.models.v1.model_service_pb2 import UploadModelResponse
 
 from ktrdr_core.domain.progress import ProgressEvent, StateDetail
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import DrainingError, IllegalStateError, InternalError, KtrdrError, TrainerLostError
 from ktrdr_core.execution.engine import EngineSession, SessionCheckpoint, SessionOutcome
 from ktrdr_core.logging import get_logger
-from trainer_service.outbox import Upload
+from trainer_service.outbox import Upload, UploadOptions
 from trainer_service.session import Session
 
 JOURNAL_RETRY_S = 1.0
@@ -34,14 +36,14 @@ class SessionRun:
 
     Args:
         session: The session.
-        retry_delays_s: Waits between tries of an upload; the last one repeats.
+        uploads: How its artifact is sent.
     """
 
-    def __init__(self, session: Session, *, retry_delays_s: Sequence[float]) -> None:
+    def __init__(self, session: Session, *, uploads: UploadOptions) -> None:
         self.session = session
-        self._retry_delays_s = retry_delays_s
+        self._uploads = uploads
         self._cancel_request: CancelRequest | None = None
-        self._upload_task: asyncio.Task[object] | None = None
+        self._upload_task: asyncio.Task[UploadModelResponse] | None = None
         self._is_stopping = False
         self._log = get_logger(
             __name__,
@@ -193,17 +195,17 @@ class SessionRun:
             attempt=order.attempt,
             target=lambda: self.session.order.upload_target,
             warn=self._warn,
-            retry_delays_s=self._retry_delays_s,
+            options=self._uploads,
             is_resumed=is_resumed,
         )
         task = asyncio.create_task(upload.run())
         self._upload_task = task
         try:
-            model = await task
+            stored = await task
         except asyncio.CancelledError:
             if (request := self._cancel_request) is None:
                 raise  # the trainer stops; the journal says UPLOADING, so the next start goes on
-            if await upload.was_published():
+            if await upload.was_stored():
                 await self._end(TrainingState.COMPLETED, "The model was stored before the cancel came")
             else:
                 await self._end_cancelled(request)
@@ -214,7 +216,9 @@ class SessionRun:
                 error_reason=error.reason,
             )
         else:
-            await self._end(TrainingState.COMPLETED, f"The model is stored as {model.name}", model_path=model.path)
+            model = stored.model
+            what = "Given up meanwhile: the model is kept aside" if stored.is_kept_aside else "The model is stored"
+            await self._end(TrainingState.COMPLETED, f"{what} as {model.name}", model_path=model.path)
 
     async def _warn(self, reason: str, message: str) -> None:
         """Add a warning; one that a full disk does not take must not hold up the upload, which makes room."""

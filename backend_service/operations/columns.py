@@ -53,6 +53,7 @@ SESSION_COLUMNS = (
     "message",
     "resumed_from_epoch",
     "fence",
+    "bars",
 )
 
 story_of = attrgetter(*STORY_COLUMNS)
@@ -106,6 +107,7 @@ def session_values(session: SessionRow) -> Values:
         _without_nul(session.message),
         session.resumed_from_epoch,
         str(session.fence),
+        json.dumps(session.bars),
     )
 
 
@@ -136,6 +138,7 @@ def session_from(row: Row[Any]) -> SessionRow:
     values["start_time"] = from_iso(row.start_time) if row.start_time else None
     values["end_time"] = from_iso(row.end_time) if row.end_time else None
     values["fence"] = Fence(row.fence)
+    values["bars"] = tuple((name, digest) for name, digest in json.loads(row.bars))
     return SessionRow(**values)
 
 

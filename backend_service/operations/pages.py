@@ -14,6 +14,7 @@ MAX_PAGE_SIZE = 1000
 MAX_PAGE_BYTES = 2 << 20  # gRPC refuses messages above 4 MiB; the sizes below are generous guesses
 ROW_BYTES = 2_000
 FEATURE_BYTES = 120
+_MAX_POSITION = 2**63 - 1  # it becomes a parameter of SQL
 
 
 def num_that_fit(rows: Sequence[TrainingRow]) -> int:
@@ -51,10 +52,10 @@ def decode_page_token(token: str) -> int:
     """
     try:
         text = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
-        if text[:1] != "p" or not text[1:].isdecimal():
+        if text[:1] != "p" or not text[1:].isdecimal() or (position := int(text[1:])) > _MAX_POSITION:
             raise ValueError(text)
-        return int(text[1:])
     except (binascii.Error, ValueError):
         raise InvalidInputError(
             f"page_token {token[:80]!r} was not made by this service; take it from the page before", field="page_token"
         ) from None
+    return position

@@ -74,6 +74,7 @@ class SessionRow:
         message: One sentence on its end.
         resumed_from_epoch: Last epoch of the checkpoint it went on from; 0 from the beginning.
         fence: Whether it still counts.
+        bars: The bars of the backend that it was handed: name of each series, and a digest; empty if none were.
     """
 
     session_id: str
@@ -90,6 +91,7 @@ class SessionRow:
     message: str = ""
     resumed_from_epoch: int = 0
     fence: Fence = Fence.NONE
+    bars: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_on_trainer(self) -> bool:

@@ -60,6 +60,7 @@ sessions = Table(
     Column("message", Text, nullable=False, server_default=""),
     Column("resumed_from_epoch", Integer, nullable=False, server_default="0"),
     Column("fence", String, nullable=False, server_default="none"),
+    Column("bars", Text, nullable=False, server_default="[]"),
     # Partial: the few that are asked for, so that no other row pays for it.
     Index("sessions_to_end", "fence", sqlite_where=IS_TO_END, postgresql_where=IS_TO_END),
 )

@@ -1,7 +1,8 @@
 """Ends what lost attempts left on their trainers, as soon as those answer.
 
 A lost attempt counts for nothing from the moment its loss is stored, but its worker may still keep a GPU busy. Its
-trainer is asked to end it until the trainer has said that nothing of it runs, also across restarts of the backend.
+trainer is asked to end it until the trainer has said that nothing of it runs, also across restarts of the backend. One
+that is UPLOADING keeps nothing busy: it goes on until its artifact, which is kept aside, has arrived.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
+from ktrdr.training.v1 import training_state_pb2
 
 from backend_service.operations.records import Fence, SessionRow
 from backend_service.operations.trainings import Trainings
@@ -21,6 +25,9 @@ from ktrdr_core.clock import utc_now
 from ktrdr_core.errors import IllegalStateError, KtrdrError, NotFoundError, StorageError, UnreachableError
 from ktrdr_core.logging import get_logger
 from ktrdr_core.rpc.errors import from_rpc_error
+
+if TYPE_CHECKING:
+    from ktrdr.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
 FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 2.0
@@ -78,15 +85,16 @@ class Fences:
         try:
             while sessions:
                 for session in list(sessions.values()):
-                    if not await self._is_ended(session):
-                        break  # the trainer does not answer; the others have to wait with this one
-                    await self._trainings.save_session(replace(self._latest(session), fence=Fence.DONE))
-                    del sessions[session.session_id]
-                    delay_s = FIRST_DELAY_S
-                else:
-                    continue
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, MAX_DELAY_S)
+                    state = await self._ask_to_end(session)
+                    if state is _State.SILENT:
+                        break  # the others have to wait with this one
+                    if state is _State.ENDED:
+                        await self._trainings.save_session(replace(self._latest(session), fence=Fence.DONE))
+                        del sessions[session.session_id]
+                        delay_s = FIRST_DELAY_S
+                if sessions:
+                    await asyncio.sleep(delay_s)
+                    delay_s = min(2 * delay_s, MAX_DELAY_S)
         except StorageError as error:
             _log.info("Fences of %s are left to the next start: %s", key, error.message)  # the service stops
         finally:
@@ -98,8 +106,8 @@ class Fences:
         known = {} if record is None else {each.session_id: each for each in record.sessions}
         return known.get(session.session_id, session)
 
-    async def _is_ended(self, session: SessionRow) -> bool:
-        """Ask the trainer to end the session; return whether nothing of it runs any more."""
+    async def _ask_to_end(self, session: SessionRow) -> _State:
+        """Have the trainer end the session, unless it is UPLOADING."""
         if session.end_time is not None and utc_now() - session.end_time > FORGET_AFTER:
             _log.warning(
                 "Trainer %s stayed away for %d days; session %s is forgotten",
@@ -107,16 +115,38 @@ class Fences:
                 FORGET_AFTER.days,
                 session.session_id,
             )
-            return True
-        request = pb.CancelRequest(
+            return _State.ENDED
+        cancel = pb.CancelRequest(
             session_id=session.session_id, cancel_reason=f"Fenced: attempt {session.attempt} was given up"
         )
         try:
-            await self._trainers.stub_of(session).Cancel(request, timeout=CANCEL_TIMEOUT_S)
+            stub = self._trainers.stub_of(session)
+            if await _is_uploading(stub, session.session_id):
+                return _State.UPLOADING
+            await stub.Cancel(cancel, timeout=CANCEL_TIMEOUT_S)
         except grpc.aio.AioRpcError as rpc_error:
             error: KtrdrError = from_rpc_error(rpc_error)
             _log.info("Fenced session %s: %s", session.session_id, error.message)
-            return isinstance(error, NotFoundError | IllegalStateError)  # unknown there, or ended
+            is_gone = isinstance(error, NotFoundError | IllegalStateError)  # unknown there, or ended
+            return _State.ENDED if is_gone else _State.SILENT
         except UnreachableError:
-            return False
-        return True
+            return _State.SILENT
+        return _State.ENDED
+
+
+class _State(Enum):
+    """What a trainer says of a fenced session."""
+
+    SILENT = auto()
+    UPLOADING = auto()
+    ENDED = auto()
+
+
+async def _is_uploading(stub: TrainerServiceAsyncStub, session_id: str) -> bool:
+    try:
+        answer = await stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=CANCEL_TIMEOUT_S)
+    except grpc.aio.AioRpcError as rpc_error:
+        if isinstance(from_rpc_error(rpc_error), NotFoundError):
+            return False  # cancelled all the same: its Train may still be under way
+        raise
+    return answer.session.state == training_state_pb2.TRAINING_STATE_UPLOADING

@@ -14,11 +14,13 @@ from ktrdr.trainer.v1 import trainer_service_pb2 as pb
 from backend_service.checkpoints import CheckpointStore
 from backend_service.operations.records import Placement, SessionRow
 from backend_service.operations.training_record import TrainingRecord
+from backend_service.orchestration.attempt_bars import AttemptBars
 from backend_service.orchestration.attempts import LOST_REASONS, LostAttempt, next_session, without_trainer
 from backend_service.orchestration.checkpoint_pull import CheckpointPull
 from backend_service.orchestration.completion import Completion
 from backend_service.orchestration.hand_over import RETRY_S, HandOver
 from backend_service.orchestration.run import CancelOrder, Run, obeying
+from backend_service.orchestration.trainer_bars import TrainerBars
 from backend_service.orchestration.trainers import Trainers
 from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, ProgressEvent, StateDetail, WarningDetail
 from ktrdr_core.domain.states import TrainingState
@@ -30,7 +32,6 @@ from ktrdr_core.errors import (
     KtrdrError,
     NoSlotError,
     NotFoundError,
-    SeriesNotFoundError,
     SessionNotFoundError,
     StorageError,
     TrainerLostError,
@@ -58,7 +59,8 @@ class HostRunner:
         trainers: The way to them.
         completion: Ends trainings whose model is published.
         checkpoints: What attempts go on from.
-        upload_target: Returns the address trainers upload to.
+        bars: What attempts are trained on.
+        upload_target: Returns the address trainers upload to, and fetch bars from.
         version: Of this backend; a trainer of another one refuses its sessions.
         trainer_lost_s: Silence after which an attempt is lost.
         history_wait_s: Silence after which a training whose model is stored is completed with a hole in its history.
@@ -70,6 +72,7 @@ class HostRunner:
         completion: Completion,
         checkpoints: CheckpointStore,
         *,
+        bars: AttemptBars,
         upload_target: Callable[[], str],
         version: str,
         trainer_lost_s: float = 10.0,
@@ -79,7 +82,12 @@ class HostRunner:
         self._completion = completion
         self._checkpoints = checkpoints
         self._hand_over = HandOver(
-            trainers, upload_target=upload_target, version=version, trainer_lost_s=trainer_lost_s
+            trainers,
+            bars,
+            TrainerBars(trainers, address=upload_target),
+            upload_target=upload_target,
+            version=version,
+            trainer_lost_s=trainer_lost_s,
         )
         self._trainer_lost_s = trainer_lost_s
         self._history_wait_s = history_wait_s
@@ -125,17 +133,20 @@ class HostRunner:
                 handing_over.cancel()
                 await asyncio.wait([handing_over])
                 return await self._follow(run, session)
-            session, error = await handing_over
+            session, refusal = await handing_over
         finally:
             for task in (handing_over, ordered):
                 task.cancel()
             await asyncio.wait([handing_over, ordered])
-        if error is None:
+        if refusal is None:
             return await self._follow(run, session)
-        if isinstance(error, SeriesNotFoundError):
-            run.unsuitable |= {session.trainer}
-            if await self._is_any_left(run):
+        error = refusal.error
+        if refusal.is_of_trainer:
+            if await self._is_another_left(run, session.trainer):
+                run.unsuitable |= {session.trainer}
                 error = NoSlotError(f"trainer {session.trainer}: {error.message}")
+            elif isinstance(error, UnavailableError):  # it will be asked again
+                return _lost(session, f"trainer {session.trainer} did not get the bars ({error.message})")
         if isinstance(error, NoSlotError | DrainingError | VersionSkewError):
             await record.put_session(without_trainer(session))
             raise NoSlotError(error.message, retry_after_s=getattr(error, "retry_after_s", 1.0))
@@ -153,10 +164,10 @@ class HostRunner:
         await record.try_move_to(TrainingState.FAILED, error.message, error_reason=error.reason)
         return None
 
-    async def _is_any_left(self, run: Run) -> bool:
-        """Return whether a trainer is known that has not said that it lacks the bars."""
+    async def _is_another_left(self, run: Run, trainer: str) -> bool:
+        """Return whether another trainer is known that has not said that it lacks the bars."""
         known = await self._trainers.check_all(max_age_s=VIEW_AGE_S)
-        return any(health.address not in run.unsuitable for health in known)
+        return any(health.address not in run.unsuitable | {trainer} for health in known)
 
     async def _follow(self, run: Run, session: SessionRow, *, is_resumed: bool = False) -> LostAttempt | None:
         """Copy the session's log into the training's until the training has ended or the attempt is lost.

@@ -11,13 +11,22 @@ from pathlib import Path
 from backend_service.checkpoints import CheckpointStore
 from backend_service.operations.records import Placement, SessionRow
 from backend_service.operations.training_record import TrainingRecord
+from backend_service.orchestration.attempt_bars import AttemptBars
 from backend_service.orchestration.attempts import LOST_REASONS, LostAttempt, next_session
 from backend_service.orchestration.completion import complete
 from backend_service.orchestration.run import CancelOrder, Run, obeying
 from backend_service.publisher import Publisher
 from ktrdr_core.domain.progress import CHECKPOINT_UNUSABLE, StateDetail, WarningDetail
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import DrainingError, KtrdrError, NoSlotError, StorageError, UnavailableError
+from ktrdr_core.errors import (
+    DrainingError,
+    InvalidInputError,
+    KtrdrError,
+    NoSlotError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+)
 from ktrdr_core.execution.engine import EngineSession, ExecutionEngine, SessionJob, SessionOutcome
 from ktrdr_core.logging import get_logger
 from ktrdr_core.storage.stored_model import StoredModel
@@ -34,6 +43,7 @@ class LocalTrainingOrchestrator:
         engine: Executes sessions.
         publisher: Takes finished artifacts.
         checkpoints: What attempts go on from.
+        bars: What attempts are trained on.
         sessions_dir: Where each session gets a directory.
         bars_dir: Bars the workers read.
         checkpoint_every_s: How often a worker keeps a checkpoint.
@@ -45,6 +55,7 @@ class LocalTrainingOrchestrator:
         publisher: Publisher,
         checkpoints: CheckpointStore,
         *,
+        bars: AttemptBars,
         sessions_dir: Path,
         bars_dir: Path,
         checkpoint_every_s: float,
@@ -52,6 +63,7 @@ class LocalTrainingOrchestrator:
         self._engine = engine
         self._publisher = publisher
         self._checkpoints = checkpoints
+        self._bars = bars
         self._sessions_dir = sessions_dir
         self._bars_dir = bars_dir
         self._checkpoint_every_s = checkpoint_every_s
@@ -79,6 +91,7 @@ class LocalTrainingOrchestrator:
         checkpoint = await self._checkpoints.find(record.training_id)
         session = replace(next_session(record, placement), resumed_from_epoch=checkpoint.epoch if checkpoint else 0)
         await record.put_session(session)
+        session = await self._note_bars(record, session)
         job = SessionJob(
             session_id=session.session_id,
             training_id=record.training_id,
@@ -132,6 +145,14 @@ class LocalTrainingOrchestrator:
             if outcome is None:  # whatever happened here, no worker goes on behind a training that has ended
                 await worker.cancel(reason="the backend gave the training up")
         return await self._conclude(run, session, worker, outcome)
+
+    async def _note_bars(self, record: TrainingRecord, session: SessionRow) -> SessionRow:
+        """Return the session with the bars it reads noted; the worker finds out itself what is wrong with them."""
+        try:
+            return await self._bars.note(record, session, await self._bars.snapshot(record.row.spec))
+        except (UnavailableError, InvalidInputError, NotFoundError) as error:
+            _log.warning("The bars of attempt %d are not noted: %s", session.attempt, error.message)
+            return session
 
     async def _conclude(
         self, run: Run, session: SessionRow, worker: EngineSession, outcome: SessionOutcome
@@ -197,7 +218,7 @@ class LocalTrainingOrchestrator:
             order = run.order or CancelOrder()
             await record.move_to(order.state_unbegun, order.message_unbegun, session=session)
         else:
-            await complete(record, model)
+            await complete(record, model, self._publisher)
 
     async def _publish_when_there_is_space(self, run: Run, session: SessionRow, artifact: Path) -> StoredModel | None:
         """Return the stored model; while the disk takes no writes, wait for it, or for a cancel, which gives None."""

@@ -16,8 +16,17 @@ from ktrdr.trainer.v1.trainer_info_pb2 import TrainerInfo
 from ktrdr.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
 
 from ktrdr_core.domain.spec import TrainingSpec
-from ktrdr_core.errors import InvalidInputError, KtrdrError, NotFoundError, UnavailableError
+from ktrdr_core.errors import (
+    InvalidInputError,
+    KtrdrError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnreachableError,
+)
 from ktrdr_core.rpc.channel import open_channel
+from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.wire.to_proto import spec_to_proto
 
@@ -54,22 +63,36 @@ class _Way:
     used_at: float
 
 
+def error_of_trainer(rpc_error: grpc.RpcError) -> KtrdrError:
+    """Return what a trainer answered.
+
+    One that does not take the backend's own token cannot be reached: a table or a token may be about to be replaced,
+    and that says nothing of the training.
+    """
+    error = from_rpc_error(rpc_error)
+    if isinstance(error, UnauthenticatedError | PermissionDeniedError):
+        return UnreachableError(error.message, metadata=error.metadata)
+    return error
+
+
 class TrainerChannels:
     """A channel to each address that was ever asked for, until nobody needs it.
 
     Args:
         health_timeout_s: Limit of a health check, and of the question that follows it.
+        security: TLS and the token of the calls; None is plain text.
     """
 
-    def __init__(self, *, health_timeout_s: float) -> None:
+    def __init__(self, *, health_timeout_s: float, security: ChannelSecurity | None = None) -> None:
         self._health_timeout_s = health_timeout_s
+        self._security = security
         self._ways: dict[str, _Way] = {}
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """Return the channel to an address; it connects by itself."""
         way = self._ways.get(address)
         if way is None:
-            way = self._ways[address] = _Way(open_channel(address), 0.0)
+            way = self._ways[address] = _Way(open_channel(address, self._security), 0.0)
         way.used_at = time.monotonic()
         return way.channel
 

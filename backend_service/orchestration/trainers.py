@@ -19,6 +19,7 @@ from backend_service.orchestration.trainer_node import LeaseStream, TrainerNode
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import TrainerLostError, UnavailableError, UnreachableError, WriteConflictError
 from ktrdr_core.logging import get_logger
+from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.undisturbed import undisturbed
 from ktrdr_core.versions import check_versions
@@ -53,6 +54,7 @@ class Trainers:
         config: Keeps which trainers are drained.
         max_registered: Bound on trainers that only announced themselves.
         forget_after_s: How long those are listed after they were lost.
+        security: TLS and the token of the calls; None is plain text.
 
     Attributes:
         on_change: Called when a trainer appears, answers again, is lost, has more free slots, is drained or no longer
@@ -70,6 +72,7 @@ class Trainers:
         config: ConfigStore,
         max_registered: int = MAX_REGISTERED,
         forget_after_s: float = FORGET_AFTER_S,
+        security: ChannelSecurity | None = None,
     ) -> None:
         self.lease_s = lease_s
         self.renew_s = renew_s
@@ -79,7 +82,7 @@ class Trainers:
         self._directory = TrainerDirectory(
             addresses, version=version, config=config, max_registered=max_registered, now=time.monotonic()
         )
-        self._channels = TrainerChannels(health_timeout_s=health_timeout_s)
+        self._channels = TrainerChannels(health_timeout_s=health_timeout_s, security=security)
         self._asks: dict[TrainerNode, asyncio.Task[None]] = {}
         self._drains: set[asyncio.Task[TrainerHealth]] = set()
         self._drain_lock = asyncio.Lock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -23,6 +24,7 @@ from backend_service.servicers.progress_messages import ProgressMessages
 from backend_service.strategies import Strategies
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.domain.states import TrainingState
+from ktrdr_core.rpc.caller import user_of_caller
 from ktrdr_core.wire.from_proto import mode_from_proto, scheduling_from_proto, spec_from_proto, state_from_proto
 from ktrdr_core.wire.to_proto import events_to_proto, mode_to_proto, spec_to_proto
 
@@ -60,7 +62,8 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
                 strategy_name=checked.strategy_name, spec=spec_to_proto(checked.normalised)
             )
         else:
-            scheduling = scheduling_from_proto(request.scheduling)
+            asked = scheduling_from_proto(request.scheduling)
+            scheduling = replace(asked, user=user_of_caller(asked.user))
             snapshot = await self._admission.accept(spec, request_id=request.request_id, scheduling=scheduling)
             training = self._to_proto(snapshot)
         return pb.TrainResponse(training=training)

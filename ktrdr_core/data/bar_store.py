@@ -24,15 +24,24 @@ class SeriesInfo:
     Attributes:
         symbol, timeframe: Which one.
         file_format: "csv" or "parquet" (one file), or "partitioned" (imported: one Parquet file a year).
-        num_bars, first_day, last_day: What is known without reading the bars; None where it is not (CSV files).
+        num_bars: How many bars there are; None where it is not known without reading them (CSV files).
+        first_ns, last_ns: Open times of the first and the last one, ns since 1970; None likewise.
     """
 
     symbol: str
     timeframe: str
     file_format: str
     num_bars: int | None = field(default=None, compare=False)
-    first_day: date | None = field(default=None, compare=False)
-    last_day: date | None = field(default=None, compare=False)
+    first_ns: int | None = field(default=None, compare=False)
+    last_ns: int | None = field(default=None, compare=False)
+
+    @property
+    def first_day(self) -> date | None:
+        return None if self.first_ns is None else day_of(self.first_ns)
+
+    @property
+    def last_day(self) -> date | None:
+        return None if self.last_ns is None else day_of(self.last_ns)
 
 
 class BarStore(Protocol):
@@ -130,8 +139,7 @@ def _with_facts(info: SeriesInfo, path: Path) -> SeriesInfo:
         facts = parquet_facts(path)
     if facts is None:
         return info
-    num_bars, first_ns, last_ns = facts
-    return SeriesInfo(info.symbol, info.timeframe, info.file_format, num_bars, day_of(first_ns), day_of(last_ns))
+    return SeriesInfo(info.symbol, info.timeframe, info.file_format, *facts)
 
 
 def _is_timeframe(text: str) -> bool:

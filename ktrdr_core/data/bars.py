@@ -55,7 +55,7 @@ class Bars:
 
     def digest(self) -> str:
         """Return the SHA-256 of symbol, timeframe and every value, hex; equal on every platform."""
-        digest = hashlib.sha256(f"{self.symbol}\0{self.timeframe}\0{len(self)}\0".encode())
+        digest = begin_digest(self.symbol, self.timeframe, len(self))
         digest.update(self.times.astype("<i8").tobytes())
         for name in BAR_COLUMNS:
             digest.update(getattr(self, name).astype("<f8").tobytes())
@@ -76,6 +76,12 @@ class Bars:
     def rows(self, rows: slice) -> Bars:
         """Return the bars of a slice, without a copy."""
         return Bars(self.symbol, self.timeframe, self.times[rows], *(getattr(self, name)[rows] for name in BAR_COLUMNS))
+
+
+def begin_digest(symbol: str, timeframe: str, num_bars: int) -> hashlib._Hash:
+    """Return the digest of a series before its values: times as int64, then each of `BAR_COLUMNS` as float64, little
+    endian, all bars of one after all bars of the other."""
+    return hashlib.sha256(f"{symbol}\0{timeframe}\0{num_bars}\0".encode())
 
 
 def day_start_ns(day: date) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ktrdr_core.data.bars import IntArray, RuleKind, broken_rules, first_broken_bar, time_text
 from ktrdr_core.data.row_spool import STORED, RowArray, columns_of
 from ktrdr_core.domain.timeframe import DAY_NS, Timeframe
-from ktrdr_core.errors import InvalidBarsError
+from ktrdr_core.errors import AlreadyExistsError, InvalidBarsError
 
 SORTED = "rows that were out of order were sorted"
 EXACT_DUPLICATE = "rows equal to another of the same time were dropped"
@@ -32,7 +32,8 @@ def check_rows(rows: RowArray, timeframe: Timeframe, previous_ns: int | None, re
         refuse: Makes the error of a row and a reason.
 
     Raises:
-        InvalidBarsError: The first new row that breaks a rule, or differs from the stored bar of its time.
+        InvalidBarsError: The first new row that breaks a rule.
+        AlreadyExistsError: The first new row that differs from the stored bar of its time.
     """
     is_stored = rows["file"] == STORED
     for part in (rows[~is_stored], rows[is_stored]):
@@ -84,7 +85,13 @@ def _merge(rows: RowArray, refuse: Refuse) -> RowArray:
     differs = is_again & _differs_from_previous(rows)
     if differs.any():
         row = int(np.argmax(differs))
-        raise refuse(rows, row, "bar differs from the stored one of the same time; with --repair the new one is taken")
+        refused = refuse(
+            rows,
+            row,
+            "bar differs from the stored one of the same time; replace the series, or take the new bar with --repair "
+            "where the series is stored",
+        )
+        raise AlreadyExistsError(refused.message, metadata=refused.metadata)
     merged: RowArray = rows[~is_again]
     return merged
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ktrdr_core.data.arrow_arrays import null_rows, to_numpy
 from ktrdr_core.data.bars import BAR_COLUMNS, Bars, FloatArray, IntArray, validate_bars
-from ktrdr_core.data.partitions import ALL_TIMES, group_bounds_ns, read_parquet_range, time_bounds
+from ktrdr_core.data.parquet_bars import group_bounds_ns
+from ktrdr_core.data.partitions import ALL_TIMES, read_parquet_range, time_bounds
 from ktrdr_core.errors import InvalidBarsError
 
 if TYPE_CHECKING:

@@ -152,6 +152,10 @@ class StagedImport:
         self._staged.append((directory, manifest))
         self.series.append(series)
 
+    def parts(self, symbol: str) -> tuple[Part, ...]:
+        """Return what a series will be made of."""
+        return next(manifest.parts for _, manifest in self._staged if manifest.symbol == symbol)
+
     def publish(self) -> None:
         """Make every series part of the store, one after another, each by one rename."""
         for directory, manifest in self._staged:
@@ -172,7 +176,8 @@ def stage_import(request: ImportRequest) -> Iterator[StagedImport]:
     Raises:
         InvalidInputError: The request breaks a rule.
         InvalidBarsError: A file cannot be read, or a row of it breaks a rule of the data.
-        AlreadyExistsError: A series is stored already and the request does not say what to do with it.
+        AlreadyExistsError: A series is stored already and the request does not say what to do with it; or a stored bar
+            of the same time differs.
         IllegalStateError: Another import into this store is running.
     """
     timeframe = Timeframe.parse(request.timeframe, field="--timeframe")
@@ -336,7 +341,7 @@ class _Import:
                 continue
             times = np.ascontiguousarray(rows["time"])
             _count_steps(times, previous_ns, steps)
-            parts.append(write_part(directory, year, times, columns_of(rows)))
+            parts.append(write_part(directory, times, columns_of(rows)))
         if not parts:
             raise refuse_file(self._layouts[0].path, f"leaves no bar of {symbol} after repair; nothing was imported")
         manifest = Manifest(symbol, self._request.timeframe, tuple(parts))

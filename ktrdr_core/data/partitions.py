@@ -23,15 +23,14 @@ from typing import Any
 import numpy as np
 
 from ktrdr_core.data.arrow_arrays import to_numpy
-from ktrdr_core.data.bars import BAR_COLUMNS, Bars, FloatArray, IntArray, day_start_ns, validate_bars
+from ktrdr_core.data.bars import BAR_COLUMNS, Bars, FloatArray, IntArray, day_of, day_start_ns, validate_bars
 from ktrdr_core.data.durable import fsync_directory, write_durably
+from ktrdr_core.data.parquet_bars import group_bounds_ns, table_of, write_bars
 from ktrdr_core.domain.timeframe import DAY_NS
 from ktrdr_core.errors import InvalidBarsError
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-# A year of 1h bars is one row group, a year of 1m bars about twelve: a range reads a month, not a year.
-ROW_GROUP_BARS = 32_768
 _PART_NAME = re.compile(r"\d{4}-[0-9a-f]{12}\.parquet", re.ASCII)
 ALL_TIMES = (-(2**63), 2**63 - 1)
 _NUM_READ_ATTEMPTS = 4
@@ -112,33 +111,26 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     write_durably(directory / MANIFEST, json.dumps(content, indent=1).encode())
 
 
-def write_part(directory: Path, year: int, times_T: IntArray, columns: dict[str, FloatArray]) -> Part:
+def part_file_name(first_ns: int, sha256: str) -> str:
+    """Return the name of a part's file, by the year (UTC) of its bars and its digest, hex."""
+    return f"{day_of(first_ns).year:04d}-{sha256[:12]}.parquet"
+
+
+def write_part(directory: Path, times_T: IntArray, columns: dict[str, FloatArray]) -> Part:
     """Write the bars of one year to `directory` and return what the manifest says of them.
 
     Args:
         directory: Where the file goes.
-        year: Year (UTC) of every bar.
-        times_T: Open times, ns since 1970 UTC, increasing, shape (T,).
+        times_T: Open times, ns since 1970 UTC, increasing, all of one year, shape (T,).
         columns: The `BAR_COLUMNS`, shape (T,) each.
     """
     import pyarrow as pa
-    from pyarrow import parquet
 
-    table = pa.table(
-        {"time": pa.array(times_T, pa.timestamp("ns", tz="UTC"))} | {name: pa.array(columns[name]) for name in columns}
-    )
     sink = pa.BufferOutputStream()
-    parquet.write_table(
-        table,
-        sink,
-        row_group_size=ROW_GROUP_BARS,
-        compression="zstd",
-        compression_level=1,
-        write_page_checksum=True,
-    )
+    write_bars([table_of(times_T, columns)], sink)
     content = sink.getvalue()
     digest = hashlib.sha256(content).hexdigest()
-    name = f"{year:04d}-{digest[:12]}.parquet"
+    name = part_file_name(int(times_T[0]), digest)
     write_durably(directory / name, memoryview(content))
     return Part(name, len(times_T), int(times_T[0]), int(times_T[-1]), content.size, digest)
 
@@ -209,22 +201,6 @@ def read_parquet_range(path: Path, time_columns: Sequence[str], first_ns: int, l
         if names:
             groups = [group for group in groups if _may_hold(file, group, names[0], first_ns, last_ns)]
         return file.read_row_groups(groups, use_threads=False)
-
-
-def group_bounds_ns(file: Any, group: int, time_column: str) -> tuple[int, int] | None:
-    """Return the least and the greatest time of a row group in ns, None where its statistics do not tell."""
-    import pyarrow as pa
-
-    index = file.schema_arrow.names.index(time_column)
-    field = file.schema_arrow.field(index)
-    if file.metadata.num_columns != len(file.schema_arrow.names) or not pa.types.is_timestamp(field.type):
-        return None
-    statistics = file.metadata.row_group(group).column(index).statistics
-    if statistics is None or not statistics.has_min_max:
-        return None
-    # Parquet has no seconds: they are stored, and read back, as milliseconds.
-    unit_ns = {"s": 10**6, "ms": 10**6, "us": 10**3, "ns": 1}[field.type.unit]
-    return int(statistics.min_raw) * unit_ns, int(statistics.max_raw) * unit_ns
 
 
 def _may_hold(file: Any, group: int, time_column: str, first_ns: int, last_ns: int) -> bool:

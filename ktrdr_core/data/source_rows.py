@@ -211,7 +211,7 @@ class RowReader:
         times = self._parse(column, parse, f"time must be {rule}", bad).astype(np.int64)
         low, high = (day_start_ns(date(year, 1, 1)) for year in (YEARS.start, YEARS.stop))
         for index in np.flatnonzero((times < low) | (times >= high)).tolist():
-            shown = str(column[index].as_py())[:40]
+            shown = _text_of(column[index])
             bad.setdefault(index, (f"time must be in {YEARS.start} to {YEARS.stop - 1}, was {shown!r}", UNREADABLE))
             times[index] = 0
         return times
@@ -269,7 +269,7 @@ class RowReader:
                     middle = (start + stop) // 2
                     pending += [(middle, stop), (start, middle)]
                     continue
-                failed[start] = str(column[start].as_py())[:40]
+                failed[start] = _text_of(column[start])
                 parts.append(np.zeros(1, dtype=np.int64))
                 if self._repairs is None or len(failed) > MAX_UNREADABLE_ROWS:
                     # The first one refuses the file, and so do too many.
@@ -321,3 +321,11 @@ class RowReader:
             if self._repeated[key] > 1:
                 times[index] = utc.second_times[index]
         return times
+
+
+def _text_of(scalar: Any) -> str:
+    """Return the beginning of a value of a file, for messages; of a time that Python has no word for, its number."""
+    try:
+        return str(scalar.as_py())[:40]
+    except (OverflowError, ValueError):
+        return str(getattr(scalar, "value", "?"))[:40]

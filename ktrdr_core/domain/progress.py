@@ -152,6 +152,9 @@ class BatchDetail:
 CHECKPOINT_UNUSABLE = "CHECKPOINT_UNUSABLE"
 """Reason of the warning of an attempt that could not go on from its checkpoint and began at the beginning."""
 
+BARS_CHANGED = "BARS_CHANGED"
+"""Reason of the warning that bars differ from those of an earlier attempt, or of an earlier model of the same name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarningDetail:

@@ -19,11 +19,13 @@ class ExecutionMode(StrEnum):
 
 
 class DataMode(StrEnum):
-    """Where bars come from: this machine's bar store, a directory of CSV files, or Interactive Brokers."""
+    """Where bars come from: the store of the machine that trains, CSV files there, Interactive Brokers, or the
+    backend's store wherever it is trained."""
 
     LOCAL = "local"
     CSV = "csv"
     IB = "ib"
+    BACKEND = "backend"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class TrainingSpec:
         timeframes: Bar lengths such as "1h"; empty means those of the strategy.
         start_date: First day, inclusive, UTC; None means from the first bar.
         end_date: Last day, inclusive, UTC; None means to the last bar.
+        data_mode: Where the bars come from; a library call reads the bar store it is given.
         validation_split: Share of validation rows in (0, 1); the training part gives or takes the difference.
         model_type: Overrides `model.type`.
         multi_symbol: Combine several symbols in one model.
@@ -54,7 +57,7 @@ class TrainingSpec:
     timeframes: tuple[str, ...] = ()
     start_date: date | None = None
     end_date: date | None = None
-    data_mode: DataMode = DataMode.LOCAL
+    data_mode: DataMode = DataMode.BACKEND
     validation_split: float | None = None
     model_type: str | None = None
     multi_symbol: bool | None = None
@@ -122,7 +125,7 @@ class TrainingSpec:
             raw[key] = tuple(raw.get(key, ()))
         for key in ("start_date", "end_date"):
             raw[key] = date.fromisoformat(raw[key]) if raw.get(key) else None
-        raw["data_mode"] = DataMode(raw.get("data_mode", DataMode.LOCAL))
+        raw["data_mode"] = DataMode(raw.get("data_mode", DataMode.LOCAL))  # what it was when nobody wrote it down
         mode = raw.get("execution_mode")
         raw["execution_mode"] = ExecutionMode(mode) if mode else None
         return cls(**raw)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import grpc
 import grpc.aio
+
+from ktrdr_core.rpc.channel_security import ChannelSecurity
+from ktrdr_core.rpc.secured_channel import SecuredChannel, SecuredSyncChannel
 
 # Measured: a peer that hangs or vanishes is noticed after up to the keepalive time plus the timeout, also on a stream
 # where nothing is said (8 s; with the usual 10 s and 5 s it takes 15). The reconnect backoff brings a restarted peer
@@ -25,18 +30,30 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 ACCEPT_TIMEOUT_S = 120.0
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(
+    address: str, security: ChannelSecurity | None = None, *, options: Mapping[str, int] | None = None
+) -> grpc.aio.Channel:
     """Return a channel to `host:port`; use it as an async context manager, or close it.
 
     It connects on the first call and reconnects by itself.
+
+    Args:
+        address: host:port.
+        security: TLS and token; None is plain text without a token.
+        options: Instead of, or beside, those of CHANNEL_OPTIONS.
     """
-    return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    all_options = list({**dict(CHANNEL_OPTIONS), **(options or {})}.items())
+    if security is None:
+        return grpc.aio.insecure_channel(address, options=all_options)
+    return SecuredChannel(address, security, all_options)
 
 
-def open_sync_channel(address: str) -> grpc.Channel:
+def open_sync_channel(address: str, security: ChannelSecurity | None = None) -> grpc.Channel:
     """Return a channel for threads; use it as a context manager, or close it.
 
     Client streams that the other side may refuse early need it: an asyncio writer that meets the end of its stream
     overwrites the other side's status with "Internal error from Core" (grpc/grpc issue 36066).
     """
-    return grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    if security is None:
+        return grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    return SecuredSyncChannel(address, security, CHANNEL_OPTIONS)

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO
 from uuid import uuid4
 
 from ktrdr.models.v1.model_service_pb2 import UploadChunk
@@ -17,12 +17,12 @@ from ktrdr.trainer.v1.checkpoint_pb2 import CheckpointRef
 from ktrdr_core.data.durable import fsync_directory
 from ktrdr_core.errors import CorruptDataError, InvalidUploadError, StorageError, UnavailableError
 from ktrdr_core.execution.engine import SessionCheckpoint
-from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, choose_codec, decode_chunk, encode_chunk
+from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, decode_chunk
+from ktrdr_core.rpc.codec_choice import CodecChooser, Compression
+from ktrdr_core.undisturbed import in_thread
 
 MAX_CHECKPOINT_BYTES = 4 << 30
 IDLE_TIMEOUT_S = 30.0
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 _SHA256_SIZE_BYTES = 32
 
 
@@ -33,17 +33,17 @@ def checkpoint_ref(checkpoint: SessionCheckpoint) -> CheckpointRef:
     )
 
 
-async def chunks_of(path: Path) -> AsyncGenerator[UploadChunk]:
-    """Yield a file's bytes in chunks, each with the codec that suits it; read and compressed off the event loop.
+async def chunks_of(path: Path, compression: Compression = Compression.AUTO) -> AsyncGenerator[UploadChunk]:
+    """Yield a file's bytes in chunks, read and compressed off the event loop.
 
     The file is opened with the first chunk; one that is removed or replaced afterwards is still given as it was.
 
     Raises:
         OSError: The file cannot be read.
     """
-    source = _SourceFile(path)
+    source = _SourceFile(path, CodecChooser(compression))
     try:
-        while (chunk := await _in_thread(source.read_chunk)) is not None:
+        while (chunk := await in_thread(source.read_chunk)) is not None:
             yield chunk
     finally:
         source.close()
@@ -76,14 +76,14 @@ async def receive_checkpoint(
     staged = _StagedFile(path, ref)
     try:
         while (chunk := await _next_chunk(chunks, idle_timeout_s)) is not None:
-            await _in_thread(staged.write, chunk)
-        await _in_thread(staged.publish)
+            await in_thread(staged.write, chunk)
+        await in_thread(staged.publish)
     except OSError as error:
         raise StorageError(
             f"the checkpoint cannot be written to {path.parent}: {error}; free space there, then send it again"
         ) from error
     finally:
-        await _in_thread(staged.discard)
+        await in_thread(staged.discard)
 
 
 def check_ref(ref: CheckpointRef, *, max_size_bytes: int) -> None:
@@ -103,8 +103,9 @@ def check_ref(ref: CheckpointRef, *, max_size_bytes: int) -> None:
 class _SourceFile:
     """A file that is given away in chunks. Blocking."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, chooser: CodecChooser) -> None:
         self._path = path
+        self._chooser = chooser
         self._file: BinaryIO | None = None
         self._offset = 0
 
@@ -114,7 +115,7 @@ class _SourceFile:
         raw = self._file.read(CHUNK_SIZE_BYTES)
         if not raw:
             return None
-        chunk = encode_chunk(self._offset, raw, choose_codec(raw))
+        chunk = self._chooser.encode(self._offset, raw)
         self._offset += len(raw)
         return chunk
 
@@ -181,14 +182,3 @@ async def _next_chunk(chunks: AsyncIterator[UploadChunk], idle_timeout_s: float)
         raise UnavailableError(
             f"the other side sent nothing of the checkpoint for {idle_timeout_s:g} s; send it again"
         ) from error
-
-
-async def _in_thread(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Like `asyncio.to_thread`, but a caller that is cancelled waits for the thread: what it does next touches the
-    same file."""
-    future = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.gather(future, return_exceptions=True)
-        raise

@@ -19,20 +19,11 @@ from ktrdr_core.errors import CorruptDataError, InvalidUploadError
 CHUNK_SIZE_BYTES = 1 << 20
 Codec = codec_pb2.Codec
 
-_COMPRESSION_LEVEL = 1  # measured: higher levels cost more time than they save bytes
-_MIN_SAVING = 0.2
-_SAMPLE_SIZE_BYTES = 64 * 1024
+COMPRESSION_LEVEL = 1
+"""Measured: higher levels cost more time than they save bytes."""
+
 _MAX_WINDOW_BYTES = 8 << 20
 _GZIP_WBITS = 31
-
-
-def choose_codec(sample: bytes) -> codec_pb2.Codec.ValueType:
-    """Return ZSTD if it saves 20 % or more of the first 64 KiB of `sample`, else NONE."""
-    piece = sample[:_SAMPLE_SIZE_BYTES]
-    if not piece:
-        return codec_pb2.CODEC_NONE
-    packed = zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL).compress(piece)
-    return codec_pb2.CODEC_ZSTD if len(packed) <= (1 - _MIN_SAVING) * len(piece) else codec_pb2.CODEC_NONE
 
 
 def encode_chunk(offset: int, raw: bytes, codec: codec_pb2.Codec.ValueType) -> UploadChunk:
@@ -49,14 +40,12 @@ def encode_chunk(offset: int, raw: bytes, codec: codec_pb2.Codec.ValueType) -> U
         case codec_pb2.CODEC_NONE:
             data = raw
         case codec_pb2.CODEC_GZIP:
-            data = gzip.compress(raw, compresslevel=_COMPRESSION_LEVEL, mtime=0)
+            data = gzip.compress(raw, compresslevel=COMPRESSION_LEVEL, mtime=0)
         case codec_pb2.CODEC_ZSTD:
-            data = zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL).compress(raw)
+            data = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(raw)
         case _:
             raise _unknown_codec(codec)
-    return UploadChunk(
-        offset=offset, raw_size_bytes=len(raw), codec=codec, data=data, crc32c=google_crc32c.value(bytes(raw))
-    )
+    return UploadChunk(offset=offset, raw_size_bytes=len(raw), codec=codec, data=data, crc32c=google_crc32c.value(raw))
 
 
 def decode_chunk(chunk: UploadChunk, expected_offset: int) -> bytes:
@@ -82,7 +71,7 @@ def decode_chunk(chunk: UploadChunk, expected_offset: int) -> bytes:
         )
     match chunk.codec:
         case codec_pb2.CODEC_NONE:
-            raw = chunk.data
+            raw = chunk.data  # each access is a copy
         case codec_pb2.CODEC_GZIP:
             raw = _gunzip(chunk.data, size)
         case codec_pb2.CODEC_ZSTD:

@@ -1,119 +1,136 @@
-"""Sends one artifact over one stream.
-
-A grpc.aio client stream that the server refuses early often loses the server's status (grpc/grpc issue 36066), so the
-stream runs on gRPC's own threads, which read, compress and write; the event loop only watches.
-"""
+"""Brings an artifact to a ModelService: asks what is there already, sends the rest."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import grpc
-from ktrdr.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
+import grpc.aio
+from ktrdr.models.v1 import model_service_pb2 as pb
+from ktrdr.models.v1 import model_service_pb2_grpc
 
-from ktrdr_core.errors import KtrdrError, UnavailableError
-from ktrdr_core.rpc.channel import open_sync_channel
+from ktrdr_core.errors import IllegalStateError, KtrdrError, NotFoundError
+from ktrdr_core.rpc.channel import open_channel, open_sync_channel
+from ktrdr_core.rpc.channel_security import ChannelSecurity
+from ktrdr_core.rpc.client_stream import IDLE_TIMEOUT_S, SendProgress, send_stream
+from ktrdr_core.rpc.codec_choice import CodecChooser, Compression
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
 
-IDLE_TIMEOUT_S = 30.0
-COMMIT_TIMEOUT_S = 300.0
+QUERY_TIMEOUT_S = 30.0
 
 
-@dataclass
-class SendProgress:
-    """What a caller may want to know of a try that did not return.
+@dataclass(frozen=True, slots=True)
+class StoredSoFar:
+    """What the other side has of an upload.
 
     Attributes:
-        has_sent_all: Every byte was handed over, so the backend may have published.
+        size_bytes: How much of it, from the first byte on.
+        reusable: Files that need not be sent.
+        is_complete: It is stored; nothing is left to send.
     """
 
-    has_sent_all: bool = False
+    size_bytes: int = 0
+    reusable: tuple[str, ...] = ()
+    is_complete: bool = False
 
 
-async def send_upload(
-    target: str,
-    plan: UploadPlan,
-    write_offset: int,
-    *,
-    idle_timeout_s: float = IDLE_TIMEOUT_S,
-    progress: SendProgress | None = None,
-) -> model_pb2.Model:
-    """Stream the artifact from `write_offset` on and return the published version.
+class ArtifactSender:
+    """One artifact on its way; each try goes on where the one before broke off.
 
     Args:
-        target: Address (host:port) of the ModelService.
         plan: What is sent.
-        write_offset: Raw bytes the backend already has, as QueryUpload answered.
+        target: Returns the address (host:port) of the ModelService now.
+        compression: How chunks are compressed.
         idle_timeout_s: How long the other side may take no bytes; there is no limit on the total.
-        progress: Updated also when the try fails or is cancelled.
+        on_sent: Told, on a thread of gRPC, up to which byte everything was handed over.
+        security: How channels are secured; None not at all.
 
-    Raises:
-        KtrdrError: The other side refused, broke off, or took no bytes.
-        OSError: A file of the artifact cannot be read.
+    Attributes:
+        has_sent_all: In one of the tries every byte was handed over, so it may be stored.
+        has_moved: The last try found more on the other side than any before: what it broke off by let bytes through.
     """
-    loop = asyncio.get_running_loop()
-    stream = _Stream(upload_messages(plan, write_offset=write_offset), loop.time)
-    is_over = asyncio.Event()
-    with open_sync_channel(target) as channel:
-        call = model_service_pb2_grpc.ModelServiceStub(channel).UploadModel.future(stream)
 
-        def announce_end(_: object) -> None:
-            loop.call_soon_threadsafe(is_over.set)
+    def __init__(
+        self,
+        plan: UploadPlan,
+        target: Callable[[], str],
+        *,
+        compression: Compression = Compression.AUTO,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        on_sent: Callable[[int], None] = lambda size_bytes: None,
+        security: ChannelSecurity | None = None,
+    ) -> None:
+        self._plan = plan
+        self._target = target
+        self._compression = compression
+        self._idle_timeout_s = idle_timeout_s
+        self._on_sent = on_sent
+        self._security = security
+        self._progress = SendProgress()
+        self._may_reuse = True
+        self._num_bytes_there = 0
+        self.has_moved = False
 
-        call.add_done_callback(announce_end)
+    @property
+    def has_sent_all(self) -> bool:
+        return self._progress.has_sent_all
+
+    async def send(self) -> pb.UploadModelResponse:
+        """Ask, send the rest, and return what became of it.
+
+        Raises:
+            KtrdrError: The other side refused, broke off, or took no bytes.
+            OSError: A file of the artifact cannot be read.
+        """
+        self.has_moved = False
+        stored = await self.ask()
+        self.has_moved = stored.size_bytes > self._num_bytes_there
+        self._num_bytes_there = max(stored.size_bytes, self._num_bytes_there)
+        reused = stored.reusable if self._may_reuse else ()
         try:
-            await _watch(stream, is_over, idle_timeout_s)
-        finally:
-            if progress is not None:
-                progress.has_sent_all = progress.has_sent_all or stream.is_exhausted
-            stream.is_stopped = True
-            call.cancel()  # nothing, if it has ended
-            await is_over.wait()
-        if stream.error is not None:
-            raise stream.error
-        try:
-            response: model_service_pb2.UploadModelResponse = call.result()
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        return response.model
+            return await self._stream(stored.size_bytes, reused)
+        except IllegalStateError:
+            if not reused:
+                raise
+        # What was offered is gone, or damaged: it is sent like the rest, whatever may be offered next.
+        self._may_reuse = False
+        return await self._stream((await self.ask()).size_bytes, ())
 
+    async def ask(self, *, timeout_s: float = QUERY_TIMEOUT_S) -> StoredSoFar:
+        """Return what the other side has.
 
-async def _watch(stream: _Stream, is_over: asyncio.Event, idle_timeout_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    while not is_over.is_set():
-        limit_s = COMMIT_TIMEOUT_S if stream.is_exhausted else idle_timeout_s
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(stream.taken_at + limit_s):
-                await is_over.wait()
-        if not is_over.is_set() and loop.time() >= stream.taken_at + limit_s:
-            what = "did not confirm the upload" if stream.is_exhausted else "took no bytes"
-            raise UnavailableError(f"the other side {what} for {limit_s:g} s")
+        Raises:
+            KtrdrError: It does not say.
+        """
+        async with open_channel(self._target(), self._security) as channel:
+            stub: model_service_pb2_grpc.ModelServiceAsyncStub = model_service_pb2_grpc.ModelServiceStub(channel)
+            try:
+                answer = await stub.QueryUpload(self._plan.query(), timeout=timeout_s)
+            except grpc.aio.AioRpcError as rpc_error:
+                error: KtrdrError = from_rpc_error(rpc_error)
+                if isinstance(error, NotFoundError):
+                    return StoredSoFar()
+                raise error from rpc_error
+        return StoredSoFar(answer.committed_size_bytes, tuple(answer.reusable_files), answer.is_complete)
 
+    async def _stream(self, write_offset: int, reused: Collection[str]) -> pb.UploadModelResponse:
+        with open_sync_channel(self._target(), self._security) as channel:
+            return await send_stream(
+                model_service_pb2_grpc.ModelServiceStub(channel).UploadModel,
+                self._messages(write_offset, reused),
+                what="upload",
+                idle_timeout_s=self._idle_timeout_s,
+                progress=self._progress,
+            )
 
-class _Stream(Iterator[model_service_pb2.UploadModelRequest]):
-    """The messages of one try, with what its watcher wants to know of them."""
-
-    def __init__(self, messages: Iterator[model_service_pb2.UploadModelRequest], clock: Callable[[], float]) -> None:
-        self._messages = messages
-        self._clock = clock
-        self.taken_at = clock()
-        self.is_exhausted = False
-        self.is_stopped = False
-        self.error: OSError | KtrdrError | None = None
-
-    def __next__(self) -> model_service_pb2.UploadModelRequest:
-        self.taken_at = self._clock()
-        if self.is_stopped:
-            raise StopIteration
-        try:
-            return next(self._messages)
-        except StopIteration:
-            self.is_exhausted = True
-            raise
-        except (OSError, KtrdrError) as error:
-            self.error = error
-            raise
+    def _messages(self, write_offset: int, reused: Collection[str]) -> Iterator[pb.UploadModelRequest]:
+        """Yield the messages; what was yielded counts as sent once the next one is asked for."""
+        self._on_sent(write_offset)
+        chooser = CodecChooser(self._compression)
+        for message in upload_messages(self._plan, write_offset=write_offset, reused=reused, chooser=chooser):
+            yield message
+            if message.WhichOneof("part") == "chunk":
+                self._on_sent(message.chunk.offset + message.chunk.raw_size_bytes)
+        self._on_sent(self._plan.total_size_bytes)

@@ -13,7 +13,9 @@ from grpc_health.v1.health import aio as aio_health
 from grpc_reflection.v1alpha import reflection
 
 from ktrdr_core.errors import DrainingError, UnavailableError
+from ktrdr_core.rpc.authentication import TokenInterceptor
 from ktrdr_core.rpc.interceptors import ErrorInterceptor
+from ktrdr_core.rpc.server_security import ServerSecurity
 
 # Measured: without the first two, more than about 1,000 new streams at once are CANCELLED; without the ping interval,
 # which must be below the clients' keepalive time, a client is sent away after its fourth ping. The server's own pings
@@ -59,23 +61,30 @@ class HealthServicer(aio_health.HealthServicer):
             limit.reschedule(now)
 
 
-def create_server(*outer: grpc.aio.ServerInterceptor) -> grpc.aio.Server:
+def create_server(*outer: grpc.aio.ServerInterceptor, security: ServerSecurity | None = None) -> grpc.aio.Server:
     """Return a server with the measured options that maps errors; add services, `bind`, then start it.
 
     Args:
         outer: Further interceptors, around the one that maps errors.
+        security: Whose tokens its callers must have; None lets everybody in.
     """
-    return grpc.aio.server(interceptors=[*outer, ErrorInterceptor()], options=list(SERVER_OPTIONS))
+    tokens = None if security is None else security.tokens
+    guards = [] if tokens is None else [TokenInterceptor(tokens)]
+    return grpc.aio.server(interceptors=[*guards, *outer, ErrorInterceptor()], options=list(SERVER_OPTIONS))
 
 
-def bind(server: grpc.aio.Server, address: str) -> int:
-    """Listen on `host:port` and return the port; port 0 picks a free one.
+def bind(server: grpc.aio.Server, address: str, security: ServerSecurity | None = None) -> int:
+    """Listen on `host:port`, with TLS if `security` has it, and return the port; port 0 picks a free one.
 
     Raises:
         UnavailableError: The address is taken, or is none of this machine.
     """
+    credentials = None if security is None else security.credentials
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise UnavailableError(
             f"cannot listen on {address}: it is taken or not an address here; choose another --host or --port"

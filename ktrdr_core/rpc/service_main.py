@@ -46,7 +46,10 @@ def run_service(
     except ValidationError as error:
         for problem in error.errors():
             field = ".".join(map(str, problem["loc"]))
-            sys.stderr.write(f"{name}: {field}: {problem['msg']}, was {problem['input']!r}\n")
+            if field:
+                sys.stderr.write(f"{name}: {field}: {problem['msg']}, was {problem['input']!r}\n")
+            else:  # of several settings together: the input would be all of them, secrets too
+                sys.stderr.write(f"{name}: {problem['msg'].removeprefix('Value error, ')}\n")
         return 2
     configure_logging(settings.log_level, service=name, format=settings.log_format)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from ktrdr.models.v1 import model_pb2, model_service_pb2
 
-from ktrdr_core.errors import InvalidUploadError
-from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, choose_codec, encode_chunk
-from ktrdr_core.storage.artifact import TRAVELLING_FILES, ArtifactFile, artifact_files
+from ktrdr_core.errors import InvalidUploadError, NotFoundError
+from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES
+from ktrdr_core.rpc.codec_choice import CodecChooser
+from ktrdr_core.storage.artifact_files import TRAVELLING_FILES, ArtifactFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,70 +40,104 @@ class UploadPlan:
 
         Raises:
             InvalidUploadError: `directory` is not a model directory.
+            NotFoundError: A file is missing.
         """
         if not directory.is_dir():
             raise InvalidUploadError(
                 f"{directory} is not a directory; give a model directory such as models/STRATEGY/EURUSD_1h_v1",
                 field="directory",
             )
-        files = tuple(file for file in artifact_files(directory) if file.name in TRAVELLING_FILES)
-        digest = hashlib.sha256()
-        for file in files:
-            with (directory / file.name).open("rb") as stream:
+        for name in TRAVELLING_FILES:  # before the large one is read
+            path = directory / name
+            if path.is_symlink() or not path.is_file():
+                raise NotFoundError(f"{directory} is no complete model artifact: {name} is missing")
+        files: list[ArtifactFile] = []
+        whole = hashlib.sha256()
+        for name in TRAVELLING_FILES:
+            # The first file is the beginning of the whole: it needs no digest of its own, and it is the large one.
+            own = hashlib.sha256() if files else whole
+            size_bytes = 0
+            with (directory / name).open("rb") as stream:
                 while data := stream.read(CHUNK_SIZE_BYTES):
-                    digest.update(data)
-        return cls(directory=directory, training_id=training_id, attempt=attempt, files=files, sha256=digest.digest())
+                    size_bytes += len(data)
+                    whole.update(data)
+                    if own is not whole:
+                        own.update(data)
+            files.append(ArtifactFile(name, size_bytes, own.hexdigest()))
+        return cls(
+            directory=directory, training_id=training_id, attempt=attempt, files=tuple(files), sha256=whole.digest()
+        )
 
     @property
     def total_size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
+    def query(self) -> model_service_pb2.QueryUploadRequest:
+        """Return the question how much of it the other side has."""
+        return model_service_pb2.QueryUploadRequest(
+            training_id=self.training_id,
+            attempt=self.attempt,
+            sha256=self.sha256,
+            files=map(_file_to_proto, self.files),
+        )
+
 
 def upload_messages(
-    source: UploadPlan | Path, *, write_offset: int = 0
+    source: UploadPlan | Path,
+    *,
+    write_offset: int = 0,
+    reused: Collection[str] = (),
+    chooser: CodecChooser | None = None,
 ) -> Iterator[model_service_pb2.UploadModelRequest]:
-    """Yield the header, then the chunks from `write_offset` on, each with the codec that suits it.
+    """Yield the header, then the chunks from `write_offset` on.
 
     Args:
         source: A plan, or a model directory (an import).
         write_offset: Raw bytes the backend already has, as QueryUpload answered.
+        reused: Files the backend takes from its store, as QueryUpload offered.
+        chooser: Encodes the chunks; None is a new one that gives each the codec that suits it.
     """
     plan = source if isinstance(source, UploadPlan) else UploadPlan.of(source)
-    yield model_service_pb2.UploadModelRequest(header=_header(plan, write_offset))
-    offset = write_offset
-    for raw in _read_chunks(plan, write_offset):
-        yield model_service_pb2.UploadModelRequest(chunk=encode_chunk(offset, raw, choose_codec(raw)))
-        offset += len(raw)
-
-
-def _header(plan: UploadPlan, write_offset: int) -> model_service_pb2.UploadHeader:
-    return model_service_pb2.UploadHeader(
+    chooser = chooser if chooser is not None else CodecChooser()
+    header = model_service_pb2.UploadHeader(
         training_id=plan.training_id,
         attempt=plan.attempt,
         total_size_bytes=plan.total_size_bytes,
         sha256=plan.sha256,
-        files=[
-            model_pb2.ModelFile(name=file.name, size_bytes=file.size_bytes, sha256=bytes.fromhex(file.sha256))
-            for file in plan.files
-        ],
+        files=map(_file_to_proto, plan.files),
         write_offset=write_offset,
+        reused_files=[file.name for file in plan.files if file.name in reused],
     )
+    yield model_service_pb2.UploadModelRequest(header=header)
+    for offset, raw in _read_chunks(plan, write_offset, reused):
+        yield model_service_pb2.UploadModelRequest(chunk=chooser.encode(offset, raw))
 
 
-def _read_chunks(plan: UploadPlan, skip_bytes: int) -> Iterator[bytes]:
-    """Yield the joined bytes of all files from `skip_bytes` on, CHUNK_SIZE_BYTES at a time."""
-    pending = bytearray()
+def _file_to_proto(file: ArtifactFile) -> model_pb2.ModelFile:
+    return model_pb2.ModelFile(name=file.name, size_bytes=file.size_bytes, sha256=bytes.fromhex(file.sha256))
+
+
+def _read_chunks(plan: UploadPlan, write_offset: int, reused: Collection[str]) -> Iterator[tuple[int, bytes]]:
+    """Yield the joined bytes of all files but `reused` from `write_offset` on, CHUNK_SIZE_BYTES at a time."""
+    pending = b""
+    offset = write_offset  # of what is pending
+    start = 0
     for file in plan.files:
-        if skip_bytes >= file.size_bytes:
-            skip_bytes -= file.size_bytes
-            continue
-        with (plan.directory / file.name).open("rb") as stream:
-            stream.seek(skip_bytes)
-            skip_bytes = 0
-            while data := stream.read(CHUNK_SIZE_BYTES - len(pending)):
-                pending += data
-                if len(pending) == CHUNK_SIZE_BYTES:
-                    yield bytes(pending)
-                    pending.clear()
+        end = start + file.size_bytes
+        if file.name in reused or end <= write_offset:
+            if pending:
+                yield offset, pending
+                pending = b""
+            offset = max(offset, end)
+        else:
+            with (plan.directory / file.name).open("rb") as stream:
+                stream.seek(max(write_offset - start, 0))
+                while data := stream.read(CHUNK_SIZE_BYTES - len(pending)):
+                    pending = pending + data if pending else data
+                    if len(pending) == CHUNK_SIZE_BYTES:
+                        yield offset, pending
+                        offset += CHUNK_SIZE_BYTES
+                        pending = b""
+        start = end
     if pending:
-        yield bytes(pending)
+        yield offset, pending

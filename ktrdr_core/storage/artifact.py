@@ -1,25 +1,14 @@
-"""The files of a trained model.
+"""A model artifact: how it is written, and what it tells. Which files it has is in `artifact_files.py`.
 
-```
-model.safetensors   weights: the truth, and what travels
-config.json         strategy, training, model and data configuration
-metrics.json        metrics of each epoch, of the best one and of the test part; the evaluation
-features.json       feature names and importance, the fitted scaler and fuzzy sets
-metadata.json       identity, times, device, versions: all that differs between two equal executions
-model.pt            derived: state dict
-model_full.pt       derived: architecture, state dict, preprocessing
-```
-All but the last three depend on the job alone, bit for bit on the same hardware; `artifact_digest` is over them. The
-derived files hold plain tensors and primitives, load with `weights_only=True`, and are made where torch is installed.
+A weights file may be larger than the memory: nothing here reads one whole.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,31 +16,54 @@ from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as render_safetensors
 
-from ktrdr_core.data.durable import fsync_directory, fsync_tree, write_durably
+from ktrdr_core.data.durable import fsync_directory, fsync_tree
 from ktrdr_core.domain.result import TrainingResult, validate_training_result
-from ktrdr_core.errors import CorruptDataError, InvalidResultError, NotFoundError, StorageError
+from ktrdr_core.errors import CorruptDataError, InvalidResultError, NotFoundError
+from ktrdr_core.storage.artifact_files import (
+    CONFIG_FILE,
+    DERIVED_FILES,
+    DETERMINISTIC_FILES,
+    FEATURES_FILE,
+    JSON_FILES,
+    METADATA_FILE,
+    METRICS_FILE,
+    TRAVELLING_FILES,
+    WEIGHTS_FILE,
+    ArtifactFile,
+    artifact_digest,
+    artifact_files,
+    digest_contents,
+)
+from ktrdr_core.storage.weights_file import WeightsTensor, check_finite, check_weights
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.json"
-FEATURES_FILE = "features.json"
-METADATA_FILE = "metadata.json"
-TRAVELLING_FILES = (WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, FEATURES_FILE, METADATA_FILE)
-DETERMINISTIC_FILES = TRAVELLING_FILES[:-1]
-DERIVED_FILES = ("model.pt", "model_full.pt")
+__all__ = [
+    "CONFIG_FILE",
+    "DERIVED_FILES",
+    "DETERMINISTIC_FILES",
+    "FEATURES_FILE",
+    "METADATA_FILE",
+    "METRICS_FILE",
+    "TRAVELLING_FILES",
+    "WEIGHTS_FILE",
+    "ArtifactFile",
+    "artifact_digest",
+    "artifact_files",
+]
 
+# Larger weights get their derived files when somebody wants them, by `ktrdr models export`: for 64 MiB, they took five
+# times as long as the upload.
+MAX_DERIVED_WEIGHTS_BYTES = 8 << 20
+# They are parsed whole. Those of 10,000 epochs have 4 MiB.
+MAX_JSON_BYTES = 32 << 20
 
-@dataclass(frozen=True, slots=True)
-class ArtifactFile:
-    """A file of an artifact: its SHA-256 is in hex."""
-
-    name: str
-    size_bytes: int
-    sha256: str
+_NUMPY_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+    "BOOL": "?",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,66 +116,43 @@ def write_artifact(directory: Path, artifact: ModelArtifact) -> None:
     fsync_directory(directory.parent)
 
 
-def artifact_files(directory: Path) -> list[ArtifactFile]:
-    """Return the files that are there, travelling ones first, in fixed order.
-
-    Raises:
-        NotFoundError: A travelling file is missing.
-    """
-    found = []
-    for name in (*TRAVELLING_FILES, *DERIVED_FILES):
-        path = directory / name
-        if path.is_symlink() or not path.is_file():
-            if name in DERIVED_FILES:
-                continue
-            raise NotFoundError(f"{directory} is no complete model artifact: {name} is missing")
-        content = path.read_bytes()
-        found.append(ArtifactFile(name, len(content), hashlib.sha256(content).hexdigest()))
-    return found
-
-
-def artifact_digest(directory: Path) -> str:
-    """Return the SHA-256, hex, over the deterministic files: equal jobs on equal hardware give equal digests."""
-    return digest_contents({name: (directory / name).read_bytes() for name in DETERMINISTIC_FILES})
-
-
-def digest_contents(contents: Mapping[str, bytes]) -> str:
-    """Return what `artifact_digest` returns once `contents` are files."""
-    digest = hashlib.sha256()
-    for name in DETERMINISTIC_FILES:
-        digest.update(f"{name}\0{len(contents[name])}\0".encode())
-        digest.update(contents[name])
-    return digest.hexdigest()
-
-
-def load_result(directory: Path) -> TrainingResult:
+def load_result(directory: Path, *, digest: str | None = None) -> TrainingResult:
     """Return the TrainingResult an artifact tells, with `model_path` its directory.
+
+    Args:
+        directory: The artifact.
+        digest: Its `artifact_digest`, where it is known; else every deterministic file is read for it.
 
     Raises:
         NotFoundError: A file is missing.
         CorruptDataError: A file is not what it should be.
     """
-    contents = {}
-    for name in TRAVELLING_FILES:
-        try:
-            contents[name] = (directory / name).read_bytes()
-        except FileNotFoundError:
-            raise NotFoundError(f"{directory} is no complete model artifact: {name} is missing") from None
+    contents = {name: _read_json_file(directory / name) for name in JSON_FILES}
     try:
-        return build_result(contents, model_path=str(directory))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptDataError(f"the model artifact {directory} is damaged: {error}") from error
+        if digest is None:
+            digest = artifact_digest(directory)
+        return build_result(contents, digest=digest, model_path=str(directory))
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{directory} is no complete model artifact: {Path(error.filename).name} is missing"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CorruptDataError(f"the model artifact {directory} is damaged: {_describe(error)}") from error
 
 
-def build_result(contents: Mapping[str, bytes], *, model_path: str) -> TrainingResult:
-    """Return the TrainingResult that the travelling files' `contents` tell.
+def result_of(artifact: ModelArtifact) -> TrainingResult:
+    """Return the TrainingResult of an artifact that is not stored; its `model_path` is empty."""
+    contents = artifact.render()
+    return build_result(contents, digest=digest_contents(contents), model_path="")
+
+
+def build_result(contents: Mapping[str, bytes], *, digest: str, model_path: str) -> TrainingResult:
+    """Return the TrainingResult that the `contents` of the JSON files tell.
 
     Raises:
         InvalidResultError: (a ValueError) Something is missing or wrong.
     """
-    config, metrics, features, metadata = (
-        json.loads(contents[name]) for name in (CONFIG_FILE, METRICS_FILE, FEATURES_FILE, METADATA_FILE)
-    )
+    config, metrics, features, metadata = (_parse_json(contents[name]) for name in JSON_FILES)
     names = features["feature_names"]
     importance = features["feature_importance"]
     if set(names) != set(importance):
@@ -179,7 +168,7 @@ def build_result(contents: Mapping[str, bytes], *, model_path: str) -> TrainingR
         "feature_importance": {name: importance[name] for name in names},
         "config": config,
         "metadata": {key: metadata[key] for key in metadata if key not in ("model_id", "warnings", "checkpoints")},
-        "artifact_digest": digest_contents(contents),
+        "artifact_digest": digest,
         "warnings": list(metadata.get("warnings", ())),
     }
     if metadata.get("checkpoints"):
@@ -190,70 +179,84 @@ def build_result(contents: Mapping[str, bytes], *, model_path: str) -> TrainingR
 
 
 def load_tensors(directory: Path) -> dict[str, NDArray[Any]]:
-    """Return the weights by name.
+    """Return the weights by name, mapped from the file: memory is used as they are touched, changes stay in memory.
 
     Raises:
         CorruptDataError: The file is no safetensors file, or a weight is NaN or infinite.
     """
-    try:
-        tensors: dict[str, NDArray[Any]] = parse_safetensors((directory / WEIGHTS_FILE).read_bytes())
-    except SafetensorError as error:
-        raise CorruptDataError(f"{directory / WEIGHTS_FILE} is no safetensors file: {error}") from error
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise CorruptDataError(f"{directory / WEIGHTS_FILE}: {name} has values that are NaN or infinite")
+    tensors: dict[str, NDArray[Any]] = {}
+    for tensor, content in map_weights(directory):
+        if tensor.dtype not in _NUMPY_DTYPES:
+            raise CorruptDataError(
+                f"{directory / WEIGHTS_FILE}: {tensor.name!r} has dtype {tensor.dtype}, which NumPy does not know; "
+                "store it as F32"
+            )
+        tensors[tensor.name] = content.view(_NUMPY_DTYPES[tensor.dtype]).reshape(tensor.shape)
     return tensors
 
 
-def verify_artifact(directory: Path) -> TrainingResult:
-    """Return the result of a complete, readable artifact, or raise what is wrong with it."""
+def map_weights(directory: Path) -> Iterator[tuple[WeightsTensor, NDArray[np.uint8]]]:
+    """Check the weights, then yield each tensor with its bytes, mapped from the file; changes stay in memory.
+
+    Raises:
+        CorruptDataError: The file is no safetensors file, or a weight is NaN or infinite.
+    """
+    path = directory / WEIGHTS_FILE
+    table = check_weights(path)
+    check_finite(path, table)
+    content = np.memmap(path, dtype=np.uint8, mode="c")
+    for tensor in table.tensors:
+        data = np.asarray(content[tensor.offset : tensor.offset + tensor.size_bytes])
+        # The format does not promise that values lie where a processor wants them.
+        item_bytes = np.dtype(_NUMPY_DTYPES.get(tensor.dtype, "<u2")).itemsize
+        yield tensor, data if tensor.offset % item_bytes == 0 else data.copy()
+
+
+def verify_artifact(directory: Path, *, digest: str | None = None) -> TrainingResult:
+    """Return the result of a complete, readable artifact, or raise what is wrong with it.
+
+    Args:
+        directory: The artifact; its weights are read once, and once more if `digest` is not given.
+        digest: Its `artifact_digest`, where it is known.
+
+    Raises:
+        NotFoundError: A file is missing.
+        CorruptDataError: A file is not what it should be, or does not belong there.
+    """
     for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
         is_known = entry.name in (*TRAVELLING_FILES, *DERIVED_FILES) or entry.name.startswith(".")
         if not is_known or entry.is_symlink():
             raise CorruptDataError(f"{entry} does not belong into a model artifact; remove it")
-    result = load_result(directory)
-    load_tensors(directory)
+    result = load_result(directory, digest=digest)
+    weights = directory / WEIGHTS_FILE
+    if not weights.is_file():
+        raise NotFoundError(f"{directory} is no complete model artifact: {WEIGHTS_FILE} is missing")
+    check_finite(weights, check_weights(weights))
     return result
 
 
-def has_torch() -> bool:
-    """Return whether derived files can be made here, without loading torch."""
-    from importlib.util import find_spec
+def _read_json_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > MAX_JSON_BYTES:
+                raise CorruptDataError(f"{path} must have at most {MAX_JSON_BYTES} bytes, has {size_bytes}")
+            return file.read(MAX_JSON_BYTES)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise NotFoundError(f"{path.parent} is no complete model artifact: {path.name} is missing") from None
 
-    return find_spec("torch") is not None
+
+def _parse_json(content: bytes) -> Any:
+    value = json.loads(content)
+    if b"\\u" in content:
+        # An escape may be half a surrogate pair: no text, and nothing can send it on.
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
-def derive_torch_files(directory: Path) -> None:
-    """Write `model.pt` and `model_full.pt` beside the weights they are made from; needs torch.
-
-    Raises:
-        StorageError: The disk takes no writes.
-    """
-    import torch
-
-    state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in load_tensors(directory).items()}
-    config = json.loads((directory / CONFIG_FILE).read_bytes())
-    features = json.loads((directory / FEATURES_FILE).read_bytes())
-    scaler = features["scaler"]
-    full = {
-        "architecture": config["model_config"]["network"],
-        "state_dict": state,
-        "preprocessing": {
-            "feature_names": features["feature_names"],
-            "scaler_kind": scaler["kind"],
-            "scaler_centre": torch.tensor(scaler["centre"], dtype=torch.float64),
-            "scaler_scale": torch.tensor(scaler["scale"], dtype=torch.float64),
-            "fuzzy_sets": features["fuzzy_sets"],
-        },
-        "strategy_config": config["strategy_config"],
-    }
-    for name, content in zip(DERIVED_FILES, (state, full), strict=True):
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        try:
-            write_durably(directory / name, buffer.getbuffer())
-        except OSError as error:
-            raise StorageError(f"{directory / name} cannot be written ({error}); free some space") from error
+def _describe(error: Exception) -> str:
+    """Return an error's text; a KeyError's is only the key."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _render_json(value: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ktrdr_core.clock import from_iso
-from ktrdr_core.storage.artifact import ModelArtifact, artifact_files, load_result, write_artifact
+from ktrdr_core.storage.artifact import ModelArtifact, load_result, write_artifact
+from ktrdr_core.storage.artifact_files import artifact_files, digest_of_files
+from ktrdr_core.storage.lineage import build_lineage
 from ktrdr_core.storage.stored_model import StoredModel
 
 
@@ -21,10 +23,12 @@ class StagedStorage:
 
     def save(self, artifact: ModelArtifact) -> StoredModel:
         write_artifact(self._directory, artifact)
-        result = load_result(self._directory)
+        files = tuple(artifact_files(self._directory))
+        result = load_result(self._directory, digest=digest_of_files(files))
         return StoredModel(
             name=self._directory.name,
             path=self._directory,
+            model_id=result["model_id"],
             strategy_name=str(result["config"]["strategy_config"]["name"]),
             symbols=tuple(result["metadata"]["symbols"]),
             timeframes=tuple(result["metadata"]["timeframes"]),
@@ -33,6 +37,10 @@ class StagedStorage:
             training_id="",
             attempt=0,
             digest=result["artifact_digest"],
-            files=tuple(artifact_files(self._directory)),
+            files=files,
+            training_metrics=result["training_metrics"],
+            test_metrics=result["test_metrics"],
+            feature_importance=result["feature_importance"],
+            lineage=build_lineage(result["config"], result["metadata"]),
             result=result,
         )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,9 +18,11 @@ from ktrdr_core.datasets.leakage import LeakageReport
 from ktrdr_core.datasets.rows import Rows
 from ktrdr_core.domain.result import Evaluation, LeakageVerdict, RowReport, TestMetrics, TrainingMetrics
 from ktrdr_core.storage.artifact import ModelArtifact
+from ktrdr_core.training.checkpoint_file import locate, read_position
 from ktrdr_core.training.environment import describe_environment
 from ktrdr_core.training.model_trainer import TrainedModel
 from ktrdr_core.training.pipeline import PriceData
+from ktrdr_core.versions import own_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,6 @@ class DataFacts:
             "timeframes": list(self.timeframes),
             "start_date": self.start_date.isoformat(),
             "end_date": self.end_date.isoformat(),
-            "data_mode": self.data_mode,
             "data_split": self.shares.model_dump(),
             "bars": {
                 symbol: [
@@ -60,6 +62,32 @@ class DataFacts:
             "embargoed_rows": self.split.embargoed_rows,
             "horizon_bars": self.split.horizon_bars,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumedFrom:
+    """The checkpoint that a training went on from.
+
+    Attributes:
+        epoch: The last finished epoch in it; 0 within the first.
+        sha256: SHA-256 of its bytes, hex.
+    """
+
+    epoch: int
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> ResumedFrom:
+        """Return what the checkpoint at `path`, a file or its directory, is.
+
+        Raises:
+            NotFoundError: There is none.
+            CorruptDataError: It is no whole checkpoint.
+        """
+        file = locate(path)
+        position = read_position(file)
+        with file.open("rb") as content:
+            return cls(epoch=position.last_epoch, sha256=hashlib.file_digest(content, "sha256").hexdigest())
 
 
 def row_report(rows: Rows, split: DataSplit) -> RowReport:
@@ -103,6 +131,7 @@ def build_artifact(
     evaluation: Evaluation,
     warnings: Sequence[str],
     start_time: datetime,
+    resumed_from: ResumedFrom | None = None,
 ) -> ModelArtifact:
     """Return the artifact of a finished training; what differs between equal executions is in `metadata` alone.
 
@@ -152,6 +181,9 @@ def build_artifact(
             "timeframes": list(data.timeframes),
             "start_date": data.start_date.isoformat(),
             "end_date": data.end_date.isoformat(),
+            "data_mode": data.data_mode,
+            "code_version": own_version(),
+            **({} if resumed_from is None else {"resumed_from": asdict(resumed_from)}),
             "total_samples": len(data.rows),
             "training_samples": len(split.train),
             "test_samples": len(split.test),

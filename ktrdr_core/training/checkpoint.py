@@ -19,14 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ktrdr_core.data.durable import write_durably
-from ktrdr_core.errors import CorruptDataError, NotFoundError
-from ktrdr_core.training.checkpoint_file import (
-    CHECKPOINT_NAME,
-    FORMAT_VERSION,
-    STATE_KEY,
-    LoopPosition,
-    parse_state,
-)
+from ktrdr_core.errors import CorruptDataError
+from ktrdr_core.training.checkpoint_file import FORMAT_VERSION, STATE_KEY, LoopPosition, locate, parse_state
 
 # Checkpoints of a kind that are kept: the newest, and one before it.
 NUM_KEPT = 2
@@ -147,10 +141,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         NotFoundError: There is none.
         CorruptDataError: It is not one, or was written by another version.
     """
-    if path.is_dir():
-        path = path / CHECKPOINT_NAME
-    if not path.is_file():
-        raise NotFoundError(f"there is no checkpoint at {path}")
+    path = locate(path)
     try:
         with safe_open(path, framework="pt") as file:
             state = parse_state(path, file.metadata())

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ktrdr_core.errors import CorruptDataError
+from ktrdr_core.errors import CorruptDataError, NotFoundError
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT_VERSION = 2
@@ -32,6 +32,18 @@ class LoopPosition:
     def last_epoch(self) -> int:
         """The last finished epoch; 0 within the first."""
         return self.epoch - 1
+
+
+def locate(path: Path) -> Path:
+    """Return the file of the checkpoint at `path`, which is it or the directory that holds `checkpoint.safetensors`.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    file = path / CHECKPOINT_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise NotFoundError(f"there is no checkpoint at {file}")
+    return file
 
 
 def read_position(path: Path) -> LoopPosition:

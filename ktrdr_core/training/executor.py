@@ -34,9 +34,9 @@ from ktrdr_core.errors import (
 )
 from ktrdr_core.evaluation.report import fold_metrics
 from ktrdr_core.labels.labels import Labels
-from ktrdr_core.storage.artifact import ModelArtifact, build_result
+from ktrdr_core.storage.artifact import ModelArtifact, result_of
 from ktrdr_core.storage.stored_model import SaveTarget, StoredModel
-from ktrdr_core.training.build_artifact import DataFacts, build_artifact, leakage_verdict, row_report
+from ktrdr_core.training.build_artifact import DataFacts, ResumedFrom, build_artifact, leakage_verdict, row_report
 from ktrdr_core.training.checkpoint_keeper import CheckpointKeeper, CheckpointPlan, SavedCallback
 from ktrdr_core.training.failures import training_error
 from ktrdr_core.training.fold_lanes import FoldLane, build_fold_lanes, build_fold_splits
@@ -141,7 +141,7 @@ class TrainingExecutor:
             end_date: Last day, inclusive, UTC.
             validation_split: Share of the validation part, and of the test part, where the strategy declares no
                 `data_split`; one that it declares is the truth.
-            data_mode: "local" or "csv".
+            data_mode: "local", "csv" or "backend": where the bars of the bar store come from, for the record.
             **kwargs: `resume_from`: path of a checkpoint of the same job to go on from.
 
         Raises:
@@ -246,7 +246,7 @@ class TrainingExecutor:
                 pipeline, folds, model_config=self._model_config, settings=self._settings, validation=validation
             )
 
-        (trained, *judged), fold_lanes = self._train(build_lanes, resume_from)
+        (trained, *judged), fold_lanes, resumed_from = self._train(build_lanes, resume_from)
         self._warn_of_device(trained)
         try:
             self._begin(TrainingStep.EVALUATION)
@@ -302,22 +302,24 @@ class TrainingExecutor:
             },
             warnings=self._warnings,
             start_time=start_time,
+            resumed_from=resumed_from,
         )
         stored = self._store(artifact, self._model_storage) if self._model_storage is not None else None
 
         # The model is stored: from here on a cancel comes too late.
         self._begin(TrainingStep.BUILDING_RESULT, is_cancellable=False)
-        result = stored.result if stored is not None else build_result(artifact.render(), model_path="")
+        result = stored.result if stored is not None else result_of(artifact)
         self._begin(TrainingStep.COMPLETE, is_cancellable=False)
         return result
 
     def _train(
         self, build_lanes: Callable[[], tuple[Lane, tuple[FoldLane, ...]]], resume_from: Path | None
-    ) -> tuple[tuple[TrainedModel, ...], tuple[FoldLane, ...]]:
-        """Train the lane and its folds; return what came of each, and the folds."""
+    ) -> tuple[tuple[TrainedModel, ...], tuple[FoldLane, ...], ResumedFrom | None]:
+        """Train the lane and its folds; return what came of each, the folds, and what was gone on from."""
         while True:
             lane, fold_lanes = build_lanes()
             try:
+                resumed_from = None if resume_from is None else ResumedFrom.read(resume_from)
                 trained = self._pipeline.train_lanes(
                     [lane, *(fold.lane for fold in fold_lanes)],
                     self._progress_callback,
@@ -332,7 +334,7 @@ class TrainingExecutor:
                 self._say(CHECKPOINT_UNUSABLE, f"training begins at the beginning: {error.message}")
                 resume_from = None
                 continue
-            return trained, fold_lanes
+            return trained, fold_lanes, resumed_from
 
     def _store(self, artifact: ModelArtifact, target: SaveTarget) -> StoredModel:
         try:
@@ -438,7 +440,7 @@ def _parse_data_mode(value: str) -> str:
     try:
         return str(DataMode(value))
     except ValueError:
-        raise InvalidInputError(f"data_mode must be local or csv, was {value!r}", field="data_mode") from None
+        raise InvalidInputError(f"data_mode must be backend, local or csv, was {value!r}", field="data_mode") from None
 
 
 def _parse_day(value: date | str, field: str) -> date:

@@ -89,7 +89,7 @@ class TrainingPipeline:
             timeframes: The base timeframe, then longer ones, shortest first.
             start_date: First day.
             end_date: Last day.
-            data_mode: local or csv.
+            data_mode: Where the bar store's bars come from; only what is not built is refused.
 
         Raises:
             InvalidInputError: (a ValueError) No symbol or timeframe is named.
@@ -99,8 +99,8 @@ class TrainingPipeline:
         """
         if not symbols or not timeframes:
             raise InvalidInputError("a training needs at least one symbol and one timeframe; name them")
-        if data_mode not in (DataMode.LOCAL, DataMode.CSV):
-            raise UnsupportedError(f"data mode {data_mode!r} is not built yet; use local or csv")
+        if data_mode not in (DataMode.LOCAL, DataMode.CSV, DataMode.BACKEND):
+            raise UnsupportedError(f"data mode {data_mode!r} is not built yet; use backend, local or csv")
         base, *higher = timeframes
         return {
             symbol: load_symbol_bars(self._bar_store, symbol, base, higher, start_date, end_date) for symbol in symbols

@@ -107,7 +107,7 @@ def prepare_strategy(spec: TrainingSpec, *, source: str = "strategy") -> tuple[S
     config = _executor_config(strategy, spec)
     check_networks(strategy, config["model_config"])
     if spec.data_mode is DataMode.IB:
-        raise UnsupportedError("data mode 'ib' is not built yet; use local or csv", field="spec.data_mode")
+        raise UnsupportedError("data mode 'ib' is not built yet; use backend, local or csv", field="spec.data_mode")
     return strategy, config
 
 
@@ -173,7 +173,6 @@ def _executor_config(strategy: StrategyConfig, spec: TrainingSpec) -> dict[str, 
             **loop_facts(strategy),
             "validation_split": split.validation,
             "data_split": split.model_dump(),
-            "data_mode": str(spec.data_mode),
         },
         "model_config": {
             "type": model.type,
@@ -224,7 +223,7 @@ def _check_source(data_mode: DataMode, bar_store: BarStore, bars: Bars) -> None:
     if "csv" not in formats:
         raise InvalidSpecError(
             f"data mode csv reads CSV files; {bars.symbol} {bars.timeframe} is stored as {', '.join(formats)}; "
-            "use local",
+            "use backend or local",
             field="spec.data_mode",
         )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ktrdr_core.config.loader import strategy_from_dict
@@ -25,8 +24,9 @@ from ktrdr_core.features.scaler import Scaler
 from ktrdr_core.models.network import Network
 from ktrdr_core.models.network_spec import NetworkSpec
 from ktrdr_core.models.registry import build_network
-from ktrdr_core.storage.artifact import FEATURES_FILE, load_result, load_tensors
+from ktrdr_core.storage.artifact import FEATURES_FILE, load_result
 from ktrdr_core.storage.publication import check_publication
+from ktrdr_core.storage.torch_files import map_torch_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +81,8 @@ class TradingModel:
             NotFoundError: There is no complete artifact.
             CorruptDataError: A file is damaged, or the weights are of another network.
         """
-        check_publication(path)
-        result = load_result(path)
+        publication = check_publication(path)
+        result = load_result(path, digest=None if publication is None else publication.digest)
         features = json.loads((path / FEATURES_FILE).read_bytes())
         try:
             spec = NetworkSpec.from_dict(result["config"]["model_config"]["network"])
@@ -90,8 +90,14 @@ class TradingModel:
             scaler = Scaler.from_dict(features["scaler"])
         except (KeyError, InvalidInputError) as error:
             raise CorruptDataError(f"the model artifact {path} is damaged: {error}; train it again") from error
+        weights = map_torch_tensors(path)
+        num_weights = sum(tensor.numel() for tensor in weights.values())
+        if num_weights != spec.num_parameters:  # before the memory is taken that a damaged description asks for
+            raise CorruptDataError(
+                f"the weights in {path} are not those of its network: it has {spec.num_parameters} numbers, they are "
+                f"{num_weights}"
+            )
         network = build_network(spec, seed=0)
-        weights = {name: torch.from_numpy(np.array(tensor)) for name, tensor in load_tensors(path).items()}
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:

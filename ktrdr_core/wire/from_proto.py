@@ -88,13 +88,13 @@ def mode_from_proto(value: execution_mode_pb2.ExecutionMode.ValueType) -> Execut
 
 
 def data_mode_from_proto(value: data_mode_pb2.DataMode.ValueType) -> DataMode:
-    """Return the data mode, LOCAL if unset.
+    """Return the data mode, BACKEND if unset.
 
     Raises:
         InvalidInputError: It is unknown.
     """
     if value == data_mode_pb2.DATA_MODE_UNSPECIFIED:
-        return DataMode.LOCAL
+        return DataMode.BACKEND
     return DataMode[_enum_name(data_mode_pb2.DataMode.DESCRIPTOR, value, "DATA_MODE_", "spec.data_mode")]
 
 

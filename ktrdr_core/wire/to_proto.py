@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from ktrdr.models.v1 import model_pb2
 from ktrdr.training.v1 import (
     data_mode_pb2,
     execution_mode_pb2,
@@ -44,7 +43,6 @@ from ktrdr_core.wire.evaluation import evaluation_to_proto
 
 if TYPE_CHECKING:
     from ktrdr_core.execution.resources import ResourceUsage
-    from ktrdr_core.storage.stored_model import StoredModel
 
 _MAX_DURATION_S = 315_576_000_000  # the limit of google.protobuf.Duration
 _INT32_MAX = 2**31 - 1
@@ -249,8 +247,8 @@ def result_to_proto(result: TrainingResult, *, with_evaluation: bool = True) -> 
     return training_result_pb2.TrainingResult(
         model_id=result["model_id"],
         model_path=result["model_path"],
-        training_metrics=_training_metrics_to_proto(result["training_metrics"]),
-        test_metrics=_test_metrics_to_proto(result["test_metrics"]),
+        training_metrics=training_metrics_to_proto(result["training_metrics"]),
+        test_metrics=test_metrics_to_proto(result["test_metrics"]),
         features=_features_to_proto(result),
         device=metadata["device"],
         start_time=time_to_proto(from_iso(metadata["start_time"])),
@@ -265,32 +263,6 @@ def result_to_proto(result: TrainingResult, *, with_evaluation: bool = True) -> 
     )
 
 
-def model_to_proto(model: StoredModel, *, with_evaluation: bool = True) -> model_pb2.Model:
-    """Return the message of a stored version; lists do without the evaluation, which is by far its largest part."""
-    return model_pb2.Model(
-        name=model.name,
-        model_id=model.result["model_id"],
-        strategy_name=model.strategy_name,
-        symbols=model.symbols,
-        timeframes=model.timeframes,
-        version=model.version,
-        path=str(model.path),
-        create_time=time_to_proto(model.create_time),
-        training_id=model.training_id,
-        attempt=model.attempt,
-        artifact_digest=model.digest,
-        files=[
-            model_pb2.ModelFile(name=file.name, size_bytes=file.size_bytes, sha256=bytes.fromhex(file.sha256))
-            for file in model.files
-        ],
-        training_metrics=_training_metrics_to_proto(model.result["training_metrics"]),
-        test_metrics=_test_metrics_to_proto(model.result["test_metrics"]),
-        features=_features_to_proto(model.result),
-        aliases=model.aliases,
-        evaluation=evaluation_to_proto(model.result["evaluation"]) if with_evaluation else None,
-    )
-
-
 def resource_usage_to_proto(usage: ResourceUsage) -> training_pb2.ResourceUsage:
     """Return the message of a worker's resources."""
     return training_pb2.ResourceUsage(
@@ -302,7 +274,8 @@ def resource_usage_to_proto(usage: ResourceUsage) -> training_pb2.ResourceUsage:
     )
 
 
-def _training_metrics_to_proto(metrics: TrainingMetrics) -> training_result_pb2.TrainingMetrics:
+def training_metrics_to_proto(metrics: TrainingMetrics) -> training_result_pb2.TrainingMetrics:
+    """Return the message of the metrics of a model's own epoch."""
     return training_result_pb2.TrainingMetrics(
         epochs=metrics["epochs"],
         best_epoch=metrics["best_epoch"],
@@ -313,7 +286,8 @@ def _training_metrics_to_proto(metrics: TrainingMetrics) -> training_result_pb2.
     )
 
 
-def _test_metrics_to_proto(metrics: TestMetrics) -> training_result_pb2.TestMetrics:
+def test_metrics_to_proto(metrics: TestMetrics) -> training_result_pb2.TestMetrics:
+    """Return the message of the metrics of the test part."""
     return training_result_pb2.TestMetrics(
         loss=metrics["loss"],
         accuracy=metrics["accuracy"],

@@ -12,8 +12,8 @@ from ktrdr.models.v1 import model_service_pb2
 from ktrdr.trainer.v1 import trainer_registry_service_pb2, trainer_service_pb2
 from ktrdr.training.v1 import training_service_pb2
 
+from backend_service.servicers.market_data import MarketDataServicer
 from backend_service.servicers.models import ModelServicer
-from backend_service.servicers.not_built import MarketDataServicer
 from backend_service.servicers.registry import TrainerRegistryServicer
 from backend_service.servicers.training import TrainingServicer
 from trainer_service.servicer import TrainerServicer

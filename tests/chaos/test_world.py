@@ -99,7 +99,6 @@ def test_full_disk_is_full_until_it_is_emptied(tmp_path: Path) -> None:
     "path",
     [
         "backend/models/.staging/6f1e/model.safetensors",
-        "backend/uploads/x-1.staging",
         "backend/checkpoints/.x.safetensors.0123456789abcdef0123456789abcdef",
         "a/trainer/sessions/x/.artifact.0123456789abcdef0123456789abcdef/config.json",
         "b/trainer/checkpoints/x.tmp",

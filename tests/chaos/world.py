@@ -28,7 +28,7 @@ _ENVIRONMENT = {
     "KTRDR_LOG_LEVEL": "INFO",
 }
 NUM_SLOTS = {"backend": 1, "a": 1, "b": 2}
-_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}$|\.(tmp|part|partial|staging)$|^\.model\w*\.pt\.\d+$")
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}$|\.(tmp|part|partial)$|^\.model\w*\.pt\.\d+$")
 
 
 class World:
@@ -51,6 +51,7 @@ class World:
         self.digests: dict[str, str] = {}
         self._mark = uuid4().hex
         bars = ["--bars-dir", str(directory / "bars")]
+        no_bars = ["--bars-dir", str(directory / "no-bars")]  # trainers fetch what they train on
         self.services = {
             "backend": self._service(
                 "backend",
@@ -58,10 +59,10 @@ class World:
                 *(*bars, "--strategies-dir", str(REPOSITORY / "strategies"), "--drain-s", f"{DRAIN_S:g}"),
                 *("--advertise-address", networks["trainers"].address, "--trainer", networks["a"].address),
             ),
-            "a": self._trainer("a", *bars),
+            "a": self._trainer("a", *no_bars),
             "b": self._trainer(
                 "b",
-                *(*bars, "--backend", networks["trainers"].address),
+                *(*no_bars, "--backend", networks["trainers"].address),
                 *("--advertise-address", networks["b"].address),
             ),
         }

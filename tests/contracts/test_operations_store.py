@@ -236,6 +236,7 @@ async def test_whole_story_of_an_attempt_is_read_back_equal(store: OperationsSto
         message="silent for 10 s",
         resumed_from_epoch=4,
         fence=Fence.PENDING,
+        bars=(("EURUSD 1h", "ab"), ("EURUSD 1d", "cd")),
     )
     await store.save_training(make_row(), session=lost)
     assert await store.load_sessions(["t1"]) == {"t1": [lost]}

@@ -22,7 +22,7 @@ from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_core.domain import progress
 from ktrdr_core.domain.scheduling import Scheduling
 from tests.kit.cli import ROOT, Cli, embedded_cli
-from tests.kit.documents import fenced_blocks
+from tests.kit.documents import fenced_blocks, last_names
 from tests.kit.eventually import PATIENCE_S
 
 CLI_PAGE = ROOT / "docs" / "cli.md"
@@ -111,7 +111,8 @@ def test_every_option_of_these_commands_and_every_global_one_stands_on_the_page(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_told_in_a_page_exists_with_its_options(page: Path) -> None:
-    blocks = [line for blocks in fenced_blocks(page).values() for block in blocks for line in block.splitlines()]
+    joined = [block.replace("\\\n", " ") for blocks in fenced_blocks(page).values() for block in blocks]
+    blocks = [line for block in joined for line in block.splitlines()]
     inline = re.findall(r"`(ktrdr [^`]+)`", page.read_text())
     for line in [*(line for line in blocks if line.startswith("ktrdr ")), *inline]:
         words = shlex.split(line.split("&&")[0].split("#")[0].replace("\\|", "|"))
@@ -145,9 +146,7 @@ def test_every_exit_code_stands_on_the_page() -> None:
 
 
 def _row(first: str) -> list[str]:
-    """Return the names in the last column of the table row that begins with a word."""
-    (row,) = re.findall(rf"^\| `{first}`[ ,].*$", CLI_PAGE.read_text(), re.MULTILINE)
-    return str(re.findall(r"`([^`]*)`", row)[-1]).split(", ")
+    return last_names(CLI_PAGE, first)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +154,8 @@ def _row(first: str) -> list[str]:
     [
         ("training", types.Training),
         ("model", types.Model),
+        ("lineage", types.Lineage),
+        ("files", types.ModelFile),
         ("sessions", types.SessionRef),
         ("queue", types.QueueStatus),
         ("scheduling", Scheduling),

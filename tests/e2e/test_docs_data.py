@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 from pathlib import Path
@@ -10,10 +11,15 @@ import pytest
 import typer.main
 from ktrdr_client.cli.app import app, run
 
+from ktrdr_core.data.files import load_bars
+from tests.kit.builders import make_bars
 from tests.kit.cli import ROOT
 from tests.kit.documents import fenced_blocks
+from tests.kit.market import running_market
+from tests.kit.series_files import bars_parquet
 
 PAGE = ROOT / "docs" / "data.md"
+REMOTE = "The bars of a backend elsewhere"
 
 
 def test_commands_of_the_page_work_line_by_line(
@@ -22,13 +28,46 @@ def test_commands_of_the_page_work_line_by_line(
     monkeypatch.delenv("KTRDR_BARS_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
-    lines = [line for blocks in fenced_blocks(PAGE).values() for block in blocks for line in block.splitlines()]
+    blocks = fenced_blocks(PAGE)
+    assert set(blocks) == {"Import, list, check", REMOTE}
+    lines = commands(blocks["Import, list, check"])
     assert len(lines) == 4
-    for line in lines:
-        words = shlex.split(line)
-        assert words[0] == "ktrdr"
-        assert run(words[1:]) == 0, capsys.readouterr().err
+    for words in lines:
+        assert run(words) == 0, capsys.readouterr().err
     assert [path.name for path in (tmp_path / "bars").iterdir() if not path.name.startswith(".")] == ["EURUSD_1h"]
+
+
+async def test_commands_for_a_backend_elsewhere_work_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    async with running_market(tmp_path / "backend") as market:
+        monkeypatch.setenv("KTRDR_BACKEND", market.address)
+        lines = commands(fenced_blocks(PAGE)[REMOTE])
+        assert len(lines) == 3
+        for words in lines:
+            assert await asyncio.to_thread(run, words) == 0, capsys.readouterr().err
+    june = load_bars(tmp_path / "june.parquet", symbol="EURUSD", timeframe="1h")
+    assert (str(june.first_day), str(june.last_day)) == ("2017-06-01", "2017-06-30")
+
+
+async def test_python_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EURUSD_1h.parquet").write_bytes(bars_parquet(make_bars(100)))
+    ((block,),) = fenced_blocks(PAGE, "python").values()
+    async with running_market(tmp_path / "backend") as market:
+        code = block.replace("127.0.0.1:50051", market.address)
+        assert code != block
+        await asyncio.to_thread(exec, code, {})
+    assert len(load_bars(tmp_path / "all.parquet", symbol="EURUSD", timeframe="1h")) == 100
+
+
+def commands(blocks: list[str]) -> list[list[str]]:
+    """Return the words after `ktrdr` of each line."""
+    lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    assert all(words[0] == "ktrdr" for words in lines)
+    return [words[1:] for words in lines]
 
 
 def test_every_option_of_an_import_stands_on_the_page() -> None:

@@ -1,8 +1,12 @@
-"""The same job by library call, local mode and host mode: the same model, bit for bit."""
+"""The same job by library call, local mode and host mode: the same model, bit for bit.
+
+The library reads a store of files, the trainer has no bars and gets them from the backend.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ from ktrdr.training.v1 import training_service_pb2 as pb
 from ktrdr.training.v1 import training_service_pb2_grpc
 
 from ktrdr_core.data.bar_store import DirectoryBarStore
-from ktrdr_core.domain.spec import TrainingSpec
+from ktrdr_core.domain.spec import DataMode, TrainingSpec
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.storage.artifact import DERIVED_FILES, DETERMINISTIC_FILES, load_result
 from ktrdr_core.storage.model_storage import ModelStorage
@@ -43,8 +47,11 @@ async def test_library_local_and_host_trainings_give_identical_models(tmp_path: 
         a_service("backend_service", *backend_flags(tmp_path, trainer.address)) as backend,
     ):
         library = run_training(
-            SPEC, bar_store=DirectoryBarStore(REPOSITORY / "data"), model_storage=ModelStorage(tmp_path / "library")
+            replace(SPEC, data_mode=DataMode.LOCAL),
+            bar_store=DirectoryBarStore(REPOSITORY / "data"),
+            model_storage=ModelStorage(tmp_path / "library"),
         )
+        assert not (tmp_path / "no-bars").exists()
         async with open_channel(backend.address) as channel:
             stub = training_service_pb2_grpc.TrainingServiceStub(channel)
             paths = [Path(library["model_path"]), await train(stub, LOCAL), await train(stub, HOST)]
@@ -61,3 +68,5 @@ async def test_library_local_and_host_trainings_give_identical_models(tmp_path: 
         assert result["feature_names"] == library["feature_names"]
     assert len({json.dumps(result["config"], sort_keys=True) for result in results}) == 1
     assert len({result["model_id"] for result in results}) == 3
+    metadata = [json.loads((path / "metadata.json").read_text()) for path in paths]
+    assert [each["data_mode"] for each in metadata] == ["local", "backend", "backend"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ktrdr_core.data.files import load_bars
 from tests.kit.cli import ROOT, STRATEGY, Cli, embedded_cli
 from tests.kit.documents import fenced_blocks
 from tests.kit.eventually import PATIENCE_S
@@ -146,6 +147,58 @@ def test_drained_trainer_is_listed_as_draining(cli: Cli) -> None:
     assert drained["trainer"]["is_draining"] is True
     assert [each["is_draining"] for each in listed["trainers"]] == [True]
     assert cli.run("trainers", "undrain", trainer).code == 0
+
+
+@pytest.fixture(scope="module")
+def model_path(cli: Cli, training_id: str) -> Path:
+    """The directory of the first training's model; its name in the store is the last two parts."""
+    _type(cli, "StreamProgress", TRAINING_ID=training_id)
+    (answer,) = _answers(_type(cli, "GetTraining", TRAINING_ID=training_id))
+    return Path(answer["training"]["result"]["model_path"])
+
+
+def _name(model_path: Path) -> str:
+    return f"{model_path.parent.name}/{model_path.name}"
+
+
+def test_models_are_listed_got_and_verified(cli: Cli, model_path: Path) -> None:
+    listed, got, verified = _answers(_type(cli, "Models", MODEL=_name(model_path)))
+    assert _name(model_path) in [model["name"] for model in listed["models"]]
+    assert got["model"]["path"] == str(model_path)
+    assert verified["is_sound"] is True
+
+
+def test_alias_is_pointed_at_a_version_once(cli: Cli, model_path: Path) -> None:
+    (answer,) = _answers(_type(cli, "Point an alias at a version"))
+    assert answer["model"]["version"] == 1
+    again = _type(cli, "Point an alias at a version")
+    assert again.returncode != 0
+    assert "Aborted" in again.stderr
+
+
+def test_downloaded_file_is_the_one_in_the_store(cli: Cli, model_path: Path) -> None:
+    ran = _type(cli, "Download a file of a model", MODEL=_name(model_path))
+    assert ran.stdout.encode() == (model_path / "config.json").read_bytes()
+
+
+def test_garbage_is_told_and_a_model_deleted(cli: Cli, model_path: Path) -> None:
+    assert cli.run("models", "import", str(model_path)).code == 0
+    newest = cli.run("models", "show", "neuro_mean_reversion", "--json").lines[0]["name"]
+    told, deleted = _answers(_type(cli, "Collect garbage and delete", MODEL=newest))
+    assert newest not in [each["name"] for each in told.get("removed", [])]
+    assert deleted == {}
+    assert newest not in cli.run("models", "list").out
+
+
+def test_bars_are_listed_described_and_fetched(cli: Cli, tmp_path: Path) -> None:
+    ran = _type(cli, "Bars", BARS_FILE=str(tmp_path / "june.parquet"))
+    listed, series = _answers(ran)
+    assert [each["timeframe"] for each in listed["series"]] == ["1h"]
+    assert int(series["series"]["num_bars"]) == len(
+        load_bars(ROOT / "data/EURUSD_1h.csv", symbol="EURUSD", timeframe="1h")
+    )
+    june = load_bars(tmp_path / "june.parquet", symbol="EURUSD", timeframe="1h")
+    assert (str(june.first_day), str(june.last_day)) == ("2017-06-01", "2017-06-30")
 
 
 def test_refused_call_shows_code_sentence_reason_and_field(cli: Cli) -> None:

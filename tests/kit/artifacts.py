@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
-from ktrdr_core.storage.artifact import ModelArtifact
+from ktrdr_core.storage.artifact import ModelArtifact, write_artifact
+from ktrdr_core.storage.artifact_files import WEIGHTS_FILE
 from tests.kit.evaluations import make_evaluation
 
 FEATURE_NAMES = ["rsi_14.low", "rsi_14.high"]
@@ -71,3 +74,17 @@ def make_artifact(
         }
         | metadata,
     )
+
+
+def write_large_artifact(directory: Path, weights_bytes: int) -> None:
+    """Write an artifact whose float32 weights have about `weights_bytes`, without having them in memory."""
+    write_artifact(directory, make_artifact())
+    block = np.random.default_rng(1).normal(0, 0.05, 1 << 18).astype("<f4")
+    num_blocks = max(1, weights_bytes // block.nbytes)
+    shape = [num_blocks, len(block)]
+    header = json.dumps({"layer": {"dtype": "F32", "shape": shape, "data_offsets": [0, num_blocks * block.nbytes]}})
+    padded = header.encode().ljust(-(-len(header) // 8) * 8)
+    with (directory / WEIGHTS_FILE).open("wb") as file:
+        file.write(len(padded).to_bytes(8, "little") + padded)
+        for _ in range(num_blocks):
+            file.write(block.tobytes())

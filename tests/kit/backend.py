@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +15,9 @@ from uuid import uuid4
 import grpc
 import grpc.aio
 import pytest
+from ktrdr.data.v1.series_pb2 import Series
 from ktrdr.models.v1 import model_service_pb2, model_service_pb2_grpc
-from ktrdr.trainer.v1 import trainer_info_pb2, trainer_service_pb2, trainer_service_pb2_grpc
+from ktrdr.trainer.v1 import session_pb2, trainer_info_pb2, trainer_service_pb2, trainer_service_pb2_grpc
 from ktrdr.training.v1 import execution_mode_pb2, training_pb2, training_service_pb2, training_service_pb2_grpc
 from ktrdr.training.v1.training_spec_pb2 import TrainingSpec
 
@@ -35,6 +36,7 @@ from ktrdr_core.domain.progress import (
 )
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
+    BarsMissingError,
     CheckpointNotFoundError,
     IllegalStateError,
     KtrdrError,
@@ -51,8 +53,8 @@ from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.rpc.event_log import EventLog
 from ktrdr_core.rpc.server import add_health_and_reflection
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
-from ktrdr_core.storage.artifact import load_result, write_artifact
-from ktrdr_core.wire.to_proto import events_to_proto
+from ktrdr_core.storage.artifact import ModelArtifact, load_result, write_artifact
+from ktrdr_core.wire.to_proto import events_to_proto, state_to_proto
 from tests.kit.artifacts import make_artifact
 from tests.kit.builders import strategy_text, write_bars_csv
 from tests.kit.eventually import eventually
@@ -138,9 +140,9 @@ class FakeSession:
         self.checkpoint = write_checkpoint(self.job.work_dir / f"{epoch}.safetensors", epoch, content)
         return self.checkpoint
 
-    def finish(self) -> None:
+    def finish(self, made: ModelArtifact | None = None) -> None:
         artifact = self.job.work_dir / "artifact"
-        write_artifact(artifact, make_artifact())
+        write_artifact(artifact, made or make_artifact())
         self.end(
             SessionOutcome(
                 state=TrainingState.UPLOADING, message="done", artifact_path=artifact, result=load_result(artifact)
@@ -251,6 +253,15 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self.may_train = asyncio.Event()
         """Clear it to let no Train be answered."""
         self.may_train.set()
+        self.num_asked = 0
+        """How often one was asked for a session."""
+        self.lacks_bars = False
+        """Set it to have bars named in Train asked for with PrepareBars first."""
+        self.prepared: list[trainer_service_pb2.PrepareBarsRequest] = []
+        self.bars: set[bytes] = set()
+        """SHA-256 of the parts that were prepared."""
+        self.on_prepare: Callable[[], Awaitable[object]] = _nothing
+        """What happens in PrepareBars before it succeeds; an error that it raises is the answer."""
 
     @property
     def only(self) -> TrainerSession:
@@ -273,6 +284,8 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         wanted = request.resume_from.sha256.hex()
         if wanted and wanted not in self.put and request.session_id not in self.sessions:
             raise CheckpointNotFoundError(f"there is no checkpoint {wanted}")
+        if self.lacks_bars and not _parts_of(request.series) <= self.bars:
+            raise BarsMissingError("bars are not here")
         if request.session_id in self.sessions:
             self.sessions[request.session_id].request.upload_target = request.upload_target
         else:
@@ -310,6 +323,13 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self.put[first.checkpoint.sha256.hex()] = content
         return trainer_service_pb2.PutCheckpointResponse()
 
+    async def PrepareBars(self, request: Any, context: Any) -> Any:
+        self.prepared.append(request)
+        yield trainer_service_pb2.PrepareBarsResponse(total_size_bytes=1)
+        await self.on_prepare()
+        self.bars |= _parts_of(request.series)
+        yield trainer_service_pb2.PrepareBarsResponse(ready_size_bytes=1, total_size_bytes=1)
+
     async def Cancel(self, request: Any, context: Any) -> trainer_service_pb2.CancelResponse:
         self.cancels.append((request.session_id, request.save_checkpoint))
         await self.may_cancel.wait()
@@ -326,7 +346,9 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def GetSession(self, request: Any, context: Any) -> trainer_service_pb2.GetSessionResponse:
         if request.session_id not in self.sessions:
             raise SessionNotFoundError(f"there is no session {request.session_id}")
-        return trainer_service_pb2.GetSessionResponse()
+        self.num_asked += 1
+        session = session_pb2.Session(state=state_to_proto(self.sessions[request.session_id].log.summary.state))
+        return trainer_service_pb2.GetSessionResponse(session=session)
 
     async def ListSessions(self, request: Any, context: Any) -> trainer_service_pb2.ListSessionsResponse:
         raise NotBuiltError("no test asks for it")
@@ -344,10 +366,12 @@ class FakeTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
         )
         return trainer_service_pb2.GetServerInfoResponse(trainer=info)
 
-    async def finish(self, session: TrainerSession) -> model_service_pb2.UploadModelResponse:
+    async def finish(
+        self, session: TrainerSession, made: ModelArtifact | None = None
+    ) -> model_service_pb2.UploadModelResponse:
         """Upload a model as a trainer's outbox does."""
         artifact = self.directory / session.request.session_id
-        write_artifact(artifact, make_artifact())
+        write_artifact(artifact, made or make_artifact())
         await session.log.append(event(StateDetail(state=TrainingState.UPLOADING)))
         plan = UploadPlan.of(artifact, training_id=session.request.training_id, attempt=session.request.attempt)
         async with open_channel(session.request.upload_target) as channel:
@@ -460,3 +484,11 @@ async def running_trainer(trainer: FakeTrainer, address: str = "127.0.0.1:0") ->
 
 async def _keep(one: ProgressEvent) -> None:
     """Store nothing: these logs live as long as the test."""
+
+
+async def _nothing() -> None:
+    """Have bars prepared at once."""
+
+
+def _parts_of(series: Iterable[Series]) -> set[bytes]:
+    return {part.sha256 for each in series for part in each.parts}

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,10 @@ class Ran:
     def lines(self) -> list[dict[str, Any]]:
         """The JSON lines of stdout."""
         return [json.loads(line) for line in self.out.splitlines()]
+
+
+Run = Callable[..., Coroutine[Any, Any, Ran]]
+"""Runs a command against an address: `await run(address, "models", "list")`."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ def fenced_blocks(path: Path, language: str = "sh") -> dict[str, list[str]]:
     return found
 
 
+def last_names(path: Path, first: str) -> list[str]:
+    """Return the names in the last column of the one table row that begins with a word."""
+    (row,) = re.findall(rf"^\| `{first}`[ ,].*$", path.read_text(), re.MULTILINE)
+    return str(re.findall(r"`([^`]*)`", row)[-1]).split(", ")
+
+
 def tables(path: Path) -> dict[str, list[list[list[str]]]]:
     """Return the cells of the tables under the heading they stand below, the title row first."""
     found: dict[str, list[list[list[str]]]] = {}

@@ -30,7 +30,7 @@ from ktrdr_core.domain.progress import (
     TrainingStep,
 )
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import KtrdrError, NotBuiltError, TrainingNotFoundError
+from ktrdr_core.errors import KtrdrError, NotBuiltError, TrainingNotFoundError, UploadNotFoundError
 from ktrdr_core.rpc.server import bind, create_server
 from ktrdr_core.wire.to_proto import event_to_proto, state_to_proto
 
@@ -181,6 +181,9 @@ class FakeBackend:
                 yield training_service_pb2.StreamProgressResponse(events=[event_to_proto(step)])
             else:
                 await asyncio.Event().wait()
+
+    async def QueryUpload(self, request: model_service_pb2.QueryUploadRequest, context: Any) -> Any:
+        raise UploadNotFoundError("nothing is stored; start from 0")
 
     async def UploadModel(
         self, request_iterator: AsyncIterator[model_service_pb2.UploadModelRequest], context: Any

@@ -11,7 +11,14 @@ from typing import Any
 import grpc.aio
 from ktrdr.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 
-from ktrdr_core.errors import CorruptDataError, InvalidUploadError, KtrdrError, NotBuiltError, UploadNotFoundError
+from ktrdr_core.errors import (
+    CorruptDataError,
+    IllegalStateError,
+    InvalidUploadError,
+    KtrdrError,
+    NotBuiltError,
+    UploadNotFoundError,
+)
 from ktrdr_core.rpc.chunks import decode_chunk
 
 
@@ -24,6 +31,9 @@ class ModelSink(model_service_pb2_grpc.ModelServiceServicer):
         break_after_chunks: Streams break with `error` after so many chunks; None never.
         error: What a broken stream, or one that `refuses`, answers.
         refusals_left: How many streams are refused with `error` at the header.
+        stored: Content of files that need not be sent, by name; those in `gone` are offered and refused.
+        keeps_aside: What arrives is kept aside.
+        codecs: Codecs of all chunks that came.
         hold: When set, a complete upload waits for it before it is published, and again (`hold_answer`) after.
     """
 
@@ -34,6 +44,10 @@ class ModelSink(model_service_pb2_grpc.ModelServiceServicer):
         self.break_after_chunks: int | None = None
         self.error: KtrdrError = CorruptDataError("broken on purpose")
         self.refusals_left = 0
+        self.stored: dict[str, bytes] = {}
+        self.gone: set[str] = set()
+        self.keeps_aside = False
+        self.codecs: set[int] = set()
         self.hold: asyncio.Event | None = None
         self.hold_answer: asyncio.Event | None = None
 
@@ -46,9 +60,15 @@ class ModelSink(model_service_pb2_grpc.ModelServiceServicer):
         if request.sha256 in self.published:
             size = len(self.published[request.sha256])
             return model_service_pb2.QueryUploadResponse(committed_size_bytes=size, is_complete=True)
-        if request.sha256 not in self.parts:
+        reusable = [
+            file.name
+            for file in request.files
+            if file.name in self.gone or _sha256(self.stored.get(file.name, b"")) == file.sha256
+        ]
+        if request.sha256 not in self.parts and not reusable:
             raise UploadNotFoundError("no such upload")
-        return model_service_pb2.QueryUploadResponse(committed_size_bytes=len(self.parts[request.sha256]))
+        size = len(self.parts.get(request.sha256, b""))
+        return model_service_pb2.QueryUploadResponse(committed_size_bytes=size, reusable_files=reusable)
 
     async def UploadModel(
         self, request_iterator: AsyncIterator[model_service_pb2.UploadModelRequest], context: Any
@@ -58,17 +78,24 @@ class ModelSink(model_service_pb2_grpc.ModelServiceServicer):
         if self.refusals_left > 0:
             self.refusals_left -= 1
             raise self.error
+        if self.gone & set(header.reused_files):
+            raise IllegalStateError(f"{self.gone} are not there any more")
         if header.sha256 in self.published:
-            return model_service_pb2.UploadModelResponse(model=self._model(header), is_duplicate=True)
+            return model_service_pb2.UploadModelResponse(
+                model=self._model(header), is_duplicate=True, is_kept_aside=self.keeps_aside
+            )
         part = self.parts.setdefault(header.sha256, bytearray())
         if header.write_offset != len(part):
             raise InvalidUploadError(f"write_offset must be {len(part)}, was {header.write_offset}")
         num_chunks = 0
+        self._add_stored(part, header)
         async for request in request_iterator:
             if num_chunks == self.break_after_chunks:
                 raise self.error
             part += decode_chunk(request.chunk, len(part))
+            self.codecs.add(request.chunk.codec)
             num_chunks += 1
+            self._add_stored(part, header)
         if hashlib.sha256(part).digest() != header.sha256 or len(part) != header.total_size_bytes:
             raise CorruptDataError("digest or size differs")
         if self.hold is not None:
@@ -76,7 +103,7 @@ class ModelSink(model_service_pb2_grpc.ModelServiceServicer):
         self.published[header.sha256] = bytes(part)
         if self.hold_answer is not None:
             await self.hold_answer.wait()
-        return model_service_pb2.UploadModelResponse(model=self._model(header))
+        return model_service_pb2.UploadModelResponse(model=self._model(header), is_kept_aside=self.keeps_aside)
 
     async def DownloadModel(
         self, request: model_service_pb2.DownloadModelRequest, context: Any
@@ -96,5 +123,23 @@ class ModelSink(model_service_pb2_grpc.ModelServiceServicer):
     async def SetModelAlias(self, request: Any, context: Any) -> model_service_pb2.SetModelAliasResponse:
         raise NotBuiltError("a sink gives nothing back")
 
+    async def VerifyModel(self, request: Any, context: Any) -> model_service_pb2.VerifyModelResponse:
+        raise NotBuiltError("a sink gives nothing back")
+
+    async def CollectGarbage(self, request: Any, context: Any) -> model_service_pb2.CollectGarbageResponse:
+        raise NotBuiltError("a sink gives nothing back")
+
+    def _add_stored(self, part: bytearray, header: model_service_pb2.UploadHeader) -> None:
+        """Add the files that come next and are not sent."""
+        start = 0
+        for file in header.files:
+            if start == len(part) and file.name in header.reused_files:
+                part += self.stored[file.name]
+            start += file.size_bytes
+
     def _model(self, header: model_service_pb2.UploadHeader) -> model_pb2.Model:
         return model_pb2.Model(name="small/EURUSD_1h_v1", path="/models/small/EURUSD_1h_v1", version=1)
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tests.kit.builders import REPOSITORY
 from tests.kit.eventually import PATIENCE_S
@@ -24,13 +25,17 @@ class ServiceProcess:
         module: "backend_service" or "trainer_service".
         flags: Its flags; a free port is chosen unless they name one.
         environment: Further variables.
+        log: Where its stderr goes; None: to the test's.
     """
 
-    def __init__(self, module: str, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, *flags: str, environment: dict[str, str] | None = None, log: IO[str] | None = None
+    ) -> None:
         ports = () if "--port" in flags else ("--port", "0")
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *ports, "--log-level", "WARNING", *flags],
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
             cwd=REPOSITORY,
             env={**os.environ, **PATIENT, **(environment or {})},
@@ -59,9 +64,11 @@ class ServiceProcess:
 
 
 @contextmanager
-def a_service(module: str, *flags: str, environment: dict[str, str] | None = None) -> Iterator[ServiceProcess]:
+def a_service(
+    module: str, *flags: str, environment: dict[str, str] | None = None, log: IO[str] | None = None
+) -> Iterator[ServiceProcess]:
     """Run a service; end it at once afterwards, if it still runs."""
-    service = ServiceProcess(module, *flags, environment=environment)
+    service = ServiceProcess(module, *flags, environment=environment, log=log)
     try:
         yield service
     finally:
@@ -78,5 +85,5 @@ def backend_flags(directory: Path, *trainers: str) -> list[str]:
 
 
 def trainer_flags(directory: Path) -> list[str]:
-    """Return flags of a trainer with its state under `directory` and the shipped bars."""
-    return ["--data-dir", str(directory / "trainer"), "--bars-dir", str(REPOSITORY / "data")]
+    """Return flags of a trainer with its state under `directory`; it has no bars of its own."""
+    return ["--data-dir", str(directory / "trainer"), "--bars-dir", str(directory / "no-bars")]

@@ -53,7 +53,7 @@ from ktrdr_core.storage.artifact import write_artifact
 from ktrdr_core.versions import own_version
 from ktrdr_core.wire.to_proto import events_to_proto, state_to_proto, summary_to_proto, time_to_proto
 from tests.kit.artifacts import make_artifact
-from trainer_service.outbox import Upload
+from trainer_service.outbox import Upload, UploadOptions
 
 NAME = "simulated-trainers"
 SERVICE = "ktrdr.trainer.v1.TrainerService"
@@ -186,6 +186,9 @@ class SimulatedTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def PutCheckpoint(self, request_iterator: Any, context: Any) -> pb.PutCheckpointResponse:
         raise NotBuiltError("a simulated trainer takes no checkpoints")
 
+    async def PrepareBars(self, request: pb.PrepareBarsRequest, context: Any) -> Any:
+        yield pb.PrepareBarsResponse()  # it needs none
+
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
         return pb.GetServerInfoResponse(trainer=self._info())
 
@@ -270,6 +273,7 @@ class SimulatedTrainer(trainer_service_pb2_grpc.TrainerServiceServicer):
             attempt=request.attempt,
             target=lambda: request.upload_target,
             warn=_ignore_warning,
+            options=UploadOptions(),
         )
         await upload.run()
 

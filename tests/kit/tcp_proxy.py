@@ -1,9 +1,16 @@
-"""A TCP proxy for tests: forwards to a target that may change, and breaks the network in between when told to."""
+"""A TCP proxy for tests: forwards to a target that may change, and breaks the network in between when told to.
+
+As a process of its own, with a network that is the same all the time, or drops every connection every few seconds:
+`python -m tests.kit.tcp_proxy --target HOST:PORT --bytes-per-s 125e6 --latency-s 0.03 --drop-every-s 3`. On SIGUSR1 it
+says how many bytes it has forwarded.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import signal
 import socket
 import struct
 from collections.abc import Coroutine
@@ -180,3 +187,40 @@ def _bound_socket(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     bound.bind(("127.0.0.1", port))
     return bound
+
+
+async def _serve(target: str, *, bytes_per_s: float | None, latency_s: float, drop_every_s: float | None) -> None:
+    async with TcpProxy(target) as proxy:
+        await proxy.slow(bytes_per_s=bytes_per_s, latency_s=latency_s)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: print(proxy.num_bytes, flush=True))
+        stopping = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        print(f"tcp-proxy listening on {proxy.address}", flush=True)
+        while not stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drop_every_s):
+                    await stopping.wait()
+            await proxy.cut()
+            await proxy.slow(bytes_per_s=bytes_per_s, latency_s=latency_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--bytes-per-s", type=float)
+    parser.add_argument("--latency-s", type=float, default=0.0)
+    parser.add_argument("--drop-every-s", type=float)
+    arguments, _ = parser.parse_known_args()  # ServiceProcess adds the flags of every service
+    asyncio.run(
+        _serve(
+            arguments.target,
+            bytes_per_s=arguments.bytes_per_s,
+            latency_s=arguments.latency_s,
+            drop_every_s=arguments.drop_every_s,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.message import Message
 from ktrdr.trainer.v1 import session_pb2, trainer_service_pb2_grpc
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
+from ktrdr.training.v1 import data_mode_pb2
 from ktrdr.training.v1 import training_state_pb2 as states
 
 from ktrdr_core.errors import KtrdrError
@@ -86,7 +87,9 @@ class House:
 
 
 def train_request(session_id: str = "s1", **fields: Any) -> pb.TrainRequest:
+    """Return a request to train on the trainer's own bars, unless `fields` say otherwise."""
     message = pb.TrainRequest(session_id=session_id, training_id="t1", attempt=1)
+    message.spec.data_mode = data_mode_pb2.DATA_MODE_LOCAL
     message.spec.strategy.yaml = strategy_text()
     for name, value in fields.items():
         owner = message if hasattr(message, name) else message.spec

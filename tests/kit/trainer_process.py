@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
 from ktrdr.trainer.v1 import trainer_service_pb2_grpc
+from ktrdr.training.v1 import data_mode_pb2
 from ktrdr.training.v1 import training_state_pb2 as states
 
 from ktrdr_core.rpc.channel import open_channel
@@ -42,9 +43,10 @@ class TrainerProcess:
 
 
 def train_request(session_id: str, **fields: object) -> pb.TrainRequest:
-    """Return a request to train the shipped strategy on the shipped bars."""
+    """Return a request to train the shipped strategy on the shipped bars, as the trainer's own."""
     request = pb.TrainRequest(session_id=session_id, training_id=f"training-{session_id}")
     request.spec.strategy.yaml = STRATEGY.read_text()
+    request.spec.data_mode = data_mode_pb2.DATA_MODE_LOCAL
     for name, value in fields.items():
         setattr(request if name == "upload_target" else request.spec, name, value)
     return request

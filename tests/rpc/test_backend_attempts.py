@@ -6,9 +6,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ktrdr.models.v1 import model_service_pb2, model_service_pb2_grpc
 from ktrdr.training.v1 import retry_mode_pb2, training_service_pb2
 from ktrdr.training.v1 import training_state_pb2 as states
+from ktrdr.training.v1.data_mode_pb2 import DATA_MODE_LOCAL
 from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
 from backend_service.checkpoints import CheckpointStore
@@ -19,7 +21,6 @@ from ktrdr_core.errors import (
     SeriesNotFoundError,
     StorageError,
     VersionSkewError,
-    WriteConflictError,
 )
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
@@ -204,7 +205,7 @@ async def test_trainer_back_in_time_is_adopted_and_nothing_is_repeated(tmp_path:
         await context.__aexit__(None, None, None)
 
 
-async def test_late_trainer_s_artifact_is_refused_and_its_session_ended(tmp_path: Path) -> None:
+async def test_artifact_of_a_lost_attempt_is_kept_aside(tmp_path: Path) -> None:
     first, second = FakeTrainer(tmp_path), FakeTrainer(tmp_path)
     async with running_trainer(second) as second_address:
         async with running_trainer(first) as first_address:
@@ -214,16 +215,52 @@ async def test_late_trainer_s_artifact_is_refused_and_its_session_ended(tmp_path
             await backend.until(training_id, "RUNNING")
         try:
             await eventually(lambda: second.sessions, what="the next attempt")
-            late = await refusal(first.finish(first.only))
-            assert isinstance(late, WriteConflictError)
-            async with running_trainer(first, first_address):
-                await eventually(lambda: first.only.log.is_closed, what="the end of the fenced session")
-                await second.finish(second.only)
-                await backend.until(training_id, "COMPLETED")
+            late = await first.finish(first.only)
+            assert (late.is_kept_aside, late.model.version, late.model.attempt) == (True, 0, 1)
+            assert await backend.state(training_id) == "RUNNING"
+            await second.finish(second.only)
+            await backend.until(training_id, "COMPLETED")
             models = await backend.models.ListModels(model_service_pb2.ListModelsRequest())
             assert [model.attempt for model in models.models] == [2]
+            aside = await backend.models.ListModels(model_service_pb2.ListModelsRequest(kept_aside=True))
+            assert [(model.name, model.is_kept_aside) for model in aside.models] == [(f"aside/{training_id}-1", True)]
         finally:
             await context.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_fence_lets_an_upload_come_to_its_end_and_ends_what_trains(tmp_path: Path, number: int) -> None:
+    trainer = FakeTrainer(tmp_path, num_slots=2)
+    async with running_trainer(trainer) as address:
+        context = running_backend(tmp_path, trainers=(address,), trainer_lost_s=0.3)
+        backend = await context.__aenter__()
+        never = Scheduling(retry_policy=RetryPolicy(mode=retry_mode_pb2.RETRY_MODE_NEVER))
+        trainings = [await backend.train(a_spec(HOST), scheduling=never) for _ in range(2)]
+        for training_id in trainings:
+            await backend.until(training_id, "RUNNING")
+    try:
+        for training_id in trainings:
+            await backend.until(training_id, "FAILED")
+        sessions = list(trainer.sessions.values())
+        uploads, trains = sessions[number], sessions[1 - number]
+        await uploads.log.append(event(StateDetail(state=TrainingState.UPLOADING)))
+        async with running_trainer(trainer, address):
+            await eventually(lambda: trains.log.is_closed, what="the end of the session that trains")
+            await eventually(lambda: trainer.num_asked > 4, what="questions after the session that uploads")
+            assert [session_id for session_id, _ in trainer.cancels] == [trains.request.session_id]
+            assert (await trainer.finish(uploads)).is_kept_aside
+            request = training_service_pb2.DeleteTrainingRequest(training_id=uploads.request.training_id)
+
+            async def is_deleted() -> bool:
+                try:
+                    await backend.trainings.DeleteTraining(request)
+                except Exception:  # noqa: BLE001 - the fence is confirmed a moment after the session has ended
+                    return False
+                return True
+
+            await become(is_deleted)
+    finally:
+        await context.__aexit__(None, None, None)
 
 
 async def test_fence_outlives_the_backend(tmp_path: Path) -> None:
@@ -468,13 +505,14 @@ async def test_trainer_without_the_bars_hands_the_training_to_another(tmp_path: 
         running_trainer(rich) as rich_address,
         running_backend(tmp_path, trainers=(poor_address, rich_address)) as backend,
     ):
-        training_id = await backend.train(a_spec(HOST))
+        training_id = await backend.train(a_spec(HOST, data_mode=DATA_MODE_LOCAL))
         await backend.until(training_id, "RUNNING")
         (session,) = (await backend.get(training_id)).sessions
         assert (session.trainer, session.attempt) == (rich_address, 1)
         assert any("lacks bars" in reason for reason in session.reasons)
         rich.refusal = poor.refusal
-        assert (await backend.until(await backend.train(a_spec(HOST)), "FAILED")).error.reason == "SERIES_NOT_FOUND"
+        refused = await backend.train(a_spec(HOST, data_mode=DATA_MODE_LOCAL))
+        assert (await backend.until(refused, "FAILED")).error.reason == "SERIES_NOT_FOUND"
 
 
 async def test_trainer_of_another_version_is_passed_over_not_fatal(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ktrdr.training.v1 import retry_mode_pb2
 from ktrdr.training.v1 import training_service_pb2 as pb
 from ktrdr.training.v1 import training_state_pb2 as states
+from ktrdr.training.v1.data_mode_pb2 import DATA_MODE_LOCAL
 from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
 from ktrdr_core.domain.progress import TrainingStep
@@ -185,7 +186,7 @@ async def test_series_that_no_trainer_has_is_refused_at_the_door(tmp_path: Path)
     missing = SeriesNotFoundError("there are no bars of XAUUSD 1h; there are: EURUSD 1h")
     trainer.refusal = missing
     async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
-        found = await refusal(backend.train(a_spec(HOST, symbols=["XAUUSD"])))
+        found = await refusal(backend.train(a_spec(HOST, symbols=["XAUUSD"], data_mode=DATA_MODE_LOCAL)))
         assert isinstance(found, SeriesNotFoundError)
         assert found.message == missing.message
         assert len((await backend.trainings.ListTrainings(pb.ListTrainingsRequest())).trainings) == 0
@@ -193,7 +194,7 @@ async def test_series_that_no_trainer_has_is_refused_at_the_door(tmp_path: Path)
 
 async def test_series_that_only_an_absent_trainer_can_have_is_unavailable(tmp_path: Path) -> None:
     async with running_backend(tmp_path, trainers=("127.0.0.1:1",)) as backend:
-        found = await refusal(backend.train(a_spec(HOST, symbols=["XAUUSD"])))
+        found = await refusal(backend.train(a_spec(HOST, symbols=["XAUUSD"], data_mode=DATA_MODE_LOCAL)))
         assert isinstance(found, UnavailableError)
         assert "XAUUSD" in found.message
         assert len((await backend.trainings.ListTrainings(pb.ListTrainingsRequest())).trainings) == 0
@@ -202,7 +203,7 @@ async def test_series_that_only_an_absent_trainer_can_have_is_unavailable(tmp_pa
 async def test_series_only_the_trainer_has_is_left_to_the_trainer(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
     async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
-        training_id = await backend.train(a_spec(HOST, symbols=["XAUUSD"]))
+        training_id = await backend.train(a_spec(HOST, symbols=["XAUUSD"], data_mode=DATA_MODE_LOCAL))
         await backend.until(training_id, "RUNNING")
 
 

@@ -22,7 +22,6 @@ from ktrdr_core.errors import (
     InvalidSpecError,
     KtrdrError,
     NoSlotError,
-    NotBuiltError,
     SeriesNotFoundError,
     StrategyNotFoundError,
     TrainingNotFoundError,
@@ -278,14 +277,8 @@ async def test_strategies_are_listed_with_status_and_error(backend: Backend, tmp
     assert (after.status, after.latest_version) == (3, 1)
 
 
-async def test_every_service_is_healthy_and_unbuilt_rpcs_say_so(backend: Backend) -> None:
-    from ktrdr.data.v1 import market_data_service_pb2 as data_pb
-    from ktrdr.data.v1 import market_data_service_pb2_grpc as data_grpc
-
+async def test_every_service_is_healthy(backend: Backend) -> None:
     health = health_pb2_grpc.HealthStub(backend.channel)
     for name in ("", *SERVICE_NAMES):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name))  # type: ignore[attr-defined]
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    data = data_grpc.MarketDataServiceStub(backend.channel)
-    assert isinstance(await refusal(data.ListSeries(data_pb.ListSeriesRequest())), NotBuiltError)
-    assert isinstance(await refusal(data.GetBars(data_pb.GetBarsRequest()).read()), NotBuiltError)

@@ -1,8 +1,10 @@
-"""UploadModel and the model store's RPCs: every line of their contract."""
+"""UploadModel and QueryUpload: every line of their contract."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from ktrdr.models.v1 import model_service_pb2 as pb
 from ktrdr.models.v1.codec_pb2 import CODEC_NONE
 from ktrdr.models.v1.model_service_pb2_grpc import ModelServiceStub
 
+from backend_service.upload_log import sound_size_bytes
 from ktrdr_core.domain.progress import StateDetail
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import (
@@ -22,13 +25,14 @@ from ktrdr_core.errors import (
     InvalidInputError,
     InvalidUploadError,
     ModelNotFoundError,
-    NotBuiltError,
+    QuotaExceededError,
     TrainingNotFoundError,
     UploadNotFoundError,
     WriteConflictError,
 )
 from ktrdr_core.rpc.channel import open_sync_channel
 from ktrdr_core.rpc.chunks import encode_chunk
+from ktrdr_core.rpc.send_upload import ArtifactSender
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
 from ktrdr_core.storage.artifact import ModelArtifact, write_artifact
 from tests.kit.artifacts import make_artifact
@@ -66,10 +70,7 @@ class Scene:
         return await asyncio.to_thread(call)
 
     async def query(self) -> pb.QueryUploadResponse:
-        request = pb.QueryUploadRequest(
-            training_id=self.plan.training_id, attempt=self.plan.attempt, sha256=self.plan.sha256
-        )
-        answer: pb.QueryUploadResponse = await self.backend.models.QueryUpload(request)
+        answer: pb.QueryUploadResponse = await self.backend.models.QueryUpload(self.plan.query())
         return answer
 
     def messages(self, write_offset: int = 0) -> list[pb.UploadModelRequest]:
@@ -112,7 +113,7 @@ async def send_part(scene: Scene, num_chunks: int) -> None:
     size = num_chunks * 2**20
 
     def has_arrived() -> bool:
-        return any(path.stat().st_size >= size for path in uploads.glob("*/part"))
+        return any(sound_size_bytes(path) >= size for path in uploads.glob("*"))
 
     await eventually(has_arrived, what="the chunks") if num_chunks else None
     call.cancel()
@@ -134,8 +135,13 @@ async def test_broken_upload_goes_on_where_it_stopped(scene: Scene) -> None:
     assert await scene.backend.state(scene.training_id) == "UPLOADING"  # until the session's log is copied to its end
     await scene.trainer.only.log.append(event(StateDetail(state=TrainingState.COMPLETED)))
     await scene.backend.until(scene.training_id, "COMPLETED")
-    status = await scene.query()
-    assert (status.is_complete, status.committed_size_bytes) == (True, scene.plan.total_size_bytes)
+    complete = pb.QueryUploadResponse(committed_size_bytes=scene.plan.total_size_bytes, is_complete=True)
+    assert await scene.query() == complete
+    without_files = scene.plan.query()
+    del without_files.files[:]
+    assert await scene.backend.models.QueryUpload(without_files) == complete
+    without_files.sha256 = bytes(32)
+    assert isinstance(await refusal(scene.backend.models.QueryUpload(without_files)), UploadNotFoundError)
 
 
 async def _try_send(scene: Scene, write_offset: int) -> Any:
@@ -234,12 +240,40 @@ async def test_second_writer_is_aborted_and_the_first_goes_on(scene: Scene) -> N
     messages = scene.messages()
     first = scene.backend.models.UploadModel()
     await first.write(messages[0])
-    await eventually(lambda: list(scene.backend.app.settings.uploads_dir.glob("*/part")))
+    await eventually(lambda: list(scene.backend.app.settings.uploads_dir.glob("*/mark")))
     assert isinstance(await refusal(scene.send(messages)), WriteConflictError)
     for message in messages[1:]:
         await first.write(message)
     await first.done_writing()
     assert (await first).model.version == 1
+
+
+async def test_uploads_that_are_not_whole_are_bounded(tmp_path: Path) -> None:
+    for number in range(3):
+        write_artifact(tmp_path / f"{number}", make_artifact(seed=number))
+    plans = [UploadPlan.of(tmp_path / f"{number}") for number in range(3)]
+    size = plans[0].total_size_bytes
+    async with running_backend(tmp_path, max_partial_uploads=1, max_upload_bytes=size + 100) as backend:
+        scene = Scene(backend, FakeTrainer(tmp_path), "", plans[0])
+        await refusal(scene.send(scene.messages()[:-1]))  # a chunk is missing
+        refused = await refusal(scene.send(upload_messages(plans[1])))
+        assert isinstance(refused, QuotaExceededError)
+        assert "1 uploads of imports are not whole yet and the limit is 1" in refused.message
+        assert (await scene.send(scene.messages())).model.version == 1
+        assert (await scene.send(upload_messages(plans[1]))).model.version == 2
+        messages = list(upload_messages(plans[2]))
+        messages[0].header.total_size_bytes += 1_000
+        messages[0].header.files[0].size_bytes += 1_000
+        assert isinstance(await refusal(scene.send(messages)), InvalidUploadError)
+
+
+async def test_a_full_store_takes_no_models(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "0", make_artifact())
+    plan = UploadPlan.of(tmp_path / "0")
+    async with running_backend(tmp_path, max_store_bytes=plan.total_size_bytes - 1) as backend:
+        scene = Scene(backend, FakeTrainer(tmp_path), "", plan)
+        assert isinstance(await refusal(scene.send(scene.messages())), QuotaExceededError)
+        assert not list(backend.app.settings.uploads_dir.glob("*"))
 
 
 async def test_concurrent_uploads_publish_once(scene: Scene) -> None:
@@ -249,14 +283,95 @@ async def test_concurrent_uploads_publish_once(scene: Scene) -> None:
     assert {answer.model.name for answer in done} == {done[0].model.name}
 
 
-async def test_uploads_nobody_waits_for_are_refused(scene: Scene) -> None:
+async def test_uploads_of_no_training_are_refused(scene: Scene) -> None:
     messages = scene.messages()
     messages[0].header.training_id = "unknown"
     assert isinstance(await refusal(scene.send(messages)), TrainingNotFoundError)
+
+
+async def until_kept_aside(scene: Scene, answer: pb.UploadModelResponse) -> None:
+    """Check that an artifact is kept aside, and that the training, which was cancelled, is as it was."""
+    name = f"aside/{scene.training_id}-1"
+    assert (answer.is_kept_aside, answer.model.name, answer.model.version) == (True, name, 0)
+    assert list((await scene.backend.models.ListModels(pb.ListModelsRequest())).models) == []
+    aside = (await scene.backend.models.ListModels(pb.ListModelsRequest(kept_aside=True))).models
+    assert [model.name for model in aside] == [name]
+    training = await scene.backend.get(scene.training_id)
+    assert (await scene.backend.state(scene.training_id), training.result.model_path) == ("CANCELLED", "")
+    assert not list(scene.backend.app.settings.uploads_dir.iterdir())
+
+
+async def test_artifact_of_a_training_that_ended_otherwise_is_kept_aside(scene: Scene) -> None:
     await scene.backend.cancel(scene.training_id)
-    error = await refusal(scene.send(scene.messages()))
+    await until_kept_aside(scene, await scene.send(scene.messages()))
+    again = await scene.send(scene.messages(scene.plan.total_size_bytes))
+    assert (again.is_kept_aside, again.is_duplicate) == (True, True)
+    assert (await scene.query()).is_complete
+
+
+async def test_training_that_ends_while_the_bytes_come_has_its_artifact_kept_aside(scene: Scene) -> None:
+    *first, last = scene.messages()
+    upload = scene.backend.models.UploadModel()
+    for message in first:
+        await upload.write(message)
+    await eventually(lambda: list(scene.backend.app.settings.uploads_dir.glob("*/mark")))
+    await scene.backend.cancel(scene.training_id)
+    await upload.write(last)
+    await upload.done_writing()
+    await until_kept_aside(scene, await upload)
+
+
+async def test_files_the_store_has_are_shared_and_not_sent(scene: Scene, tmp_path: Path) -> None:
+    first = (await scene.send(scene.messages())).model
+    write_artifact(tmp_path / "again", dataclasses.replace(a_large_artifact(), metadata=make_artifact().metadata))
+    plan = UploadPlan.of(tmp_path / "again")
+    status = await scene.backend.models.QueryUpload(plan.query())
+    reused = ["model.safetensors", "config.json", "metrics.json", "features.json"]
+    assert (list(status.reusable_files), status.committed_size_bytes) == (reused, 0)
+    messages = list(upload_messages(plan, reused=reused))
+    assert sum(message.chunk.raw_size_bytes for message in messages) == plan.files[-1].size_bytes
+    second = (await scene.send(messages)).model
+    assert (second.version, second.artifact_digest) == (2, first.artifact_digest)
+    paths = [Path(model.path) / "model.safetensors" for model in (first, second)]
+    assert paths[0].samefile(paths[1])
+    assert (await scene.backend.models.VerifyModel(pb.VerifyModelRequest(name=second.name))).is_sound
+
+
+async def test_a_stream_that_announced_the_digest_for_other_files_is_not_in_the_way(scene: Scene) -> None:
+    messages = scene.messages()
+    first, second = messages[0].header.files[:2]
+    first.size_bytes, second.size_bytes = first.size_bytes + 1, second.size_bytes - 1
+    assert isinstance(await refusal(scene.send(messages[:-1])), InvalidUploadError)
+    assert isinstance(await refusal(scene.query()), UploadNotFoundError)
+    address = f"127.0.0.1:{scene.backend.app.port}"
+    assert (await ArtifactSender(scene.plan, lambda: address).send()).model.version == 1
+
+
+async def test_a_file_that_has_left_the_store_is_asked_for(scene: Scene) -> None:
+    error = await refusal(scene.send(upload_messages(scene.plan, reused=["model.safetensors"])))
     assert isinstance(error, IllegalStateError)
-    assert error.metadata["state"] == "CANCELLED"
+    assert "model.safetensors" in error.message
+    assert (await scene.send(scene.messages())).model.version == 1
+
+
+async def test_a_damaged_file_of_the_store_is_not_taken(scene: Scene, tmp_path: Path) -> None:
+    first = (await scene.send(scene.messages())).model
+    with (Path(first.path) / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    write_artifact(tmp_path / "again", dataclasses.replace(a_large_artifact(), metadata=make_artifact().metadata))
+    address = f"127.0.0.1:{scene.backend.app.port}"
+    sender = ArtifactSender(UploadPlan.of(tmp_path / "again"), lambda: address)
+    model = (await sender.send()).model
+    assert model.version == 2
+    assert (await scene.backend.models.VerifyModel(pb.VerifyModelRequest(name=model.name))).is_sound
+
+
+async def test_names_of_files_that_are_not_sent_are_checked(scene: Scene) -> None:
+    for names in (["../../evil"], ["config.json", "config.json"], ["model.pt"]):
+        messages = scene.messages()
+        messages[0].header.reused_files.extend(names)
+        assert isinstance(await refusal(scene.send(messages)), InvalidUploadError)
 
 
 async def test_import_is_placed_by_its_own_metadata_and_a_damaged_one_is_refused(scene: Scene, tmp_path: Path) -> None:
@@ -286,4 +401,3 @@ async def test_models_are_found_and_listed_in_pages(scene: Scene, tmp_path: Path
     assert isinstance(await refusal(models.GetModel(pb.GetModelRequest(name="small/x_v9"))), ModelNotFoundError)
     assert isinstance(await refusal(models.GetModel(pb.GetModelRequest(name="../x"))), InvalidInputError)
     assert isinstance(await refusal(models.ListModels(pb.ListModelsRequest(page_size=-1))), InvalidInputError)
-    assert isinstance(await refusal(models.DeleteModel(pb.DeleteModelRequest(name="small"))), NotBuiltError)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import Parse
 from google.protobuf.timestamp_pb2 import Timestamp
+from ktrdr.data.v1 import market_data_service_pb2
 from ktrdr.models.v1 import model_service_pb2
 from ktrdr.trainer.v1 import trainer_service_pb2
 from ktrdr.training.v1 import training_pb2, training_service_pb2
@@ -311,6 +312,7 @@ def test_sync_client_has_every_method_of_the_async_one_with_the_same_parameters(
     [
         (training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"], AsyncClient),
         (model_service_pb2.DESCRIPTOR.services_by_name["ModelService"], AsyncClient),
+        (market_data_service_pb2.DESCRIPTOR.services_by_name["MarketDataService"], AsyncClient),
         (trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"], AsyncTrainerClient),
     ],
     ids=lambda value: getattr(value, "name", ""),

@@ -19,7 +19,8 @@ from ktrdr_client import AsyncTrainerClient, TrainerClient, TrainingSpec
 from ktrdr_client.types import Checkpoint
 
 from ktrdr_core.errors import CheckpointNotFoundError, CorruptDataError, InvalidUploadError, StorageError
-from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, choose_codec, decode_chunk, encode_chunk
+from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, decode_chunk
+from ktrdr_core.rpc.codec_choice import CodecChooser
 from tests.kit.grpc_server import serving
 
 CONTENT = bytes(range(256)) * 9_000  # 2.3 MB: three chunks
@@ -74,7 +75,8 @@ class FakeTrainer:
 
 def _chunks() -> list[UploadChunk]:
     pieces = [CONTENT[start : start + CHUNK_SIZE_BYTES] for start in range(0, len(CONTENT), CHUNK_SIZE_BYTES)]
-    return [encode_chunk(number * CHUNK_SIZE_BYTES, raw, choose_codec(raw)) for number, raw in enumerate(pieces)]
+    chooser = CodecChooser()
+    return [chooser.encode(number * CHUNK_SIZE_BYTES, raw) for number, raw in enumerate(pieces)]
 
 
 def _add(trainer: Any) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,34 +14,15 @@ from typing import Any
 
 import pytest
 from ktrdr.training.v1 import training_pb2, training_service_pb2
-from ktrdr_client.cli.app import run
 
 from ktrdr_core.domain.progress import StateDetail
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import NoSlotError, UnavailableError
 from ktrdr_core.versions import own_version
-from tests.kit.cli import ROOT, STRATEGY, Cli, Ran
+from tests.kit.cli import ROOT, STRATEGY, Cli, Ran, Run
 from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.fake_backend import HANG, a_log, a_state, an_epoch
 from tests.kit.story_backend import StoryBackend, a_training, telling
-
-Run = Callable[..., Coroutine[Any, Any, Ran]]
-
-
-@pytest.fixture
-def ktrdr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command in a thread of this process; not `train` or `watch`, which answer signals."""
-    for name in ("KTRDR_BACKEND", "KTRDR_DATA_DIR", "KTRDR_BARS_DIR", "KTRDR_STRATEGIES_DIR", "KTRDR_USER"):
-        monkeypatch.delenv(name, raising=False)
-
-    async def call(address: str, *arguments: str) -> Ran:
-        capsys.readouterr()
-        code = await asyncio.to_thread(run, ["--backend", address, *arguments])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    return call
-
 
 # cancel
 

@@ -48,6 +48,9 @@ class Raising(data_grpc.MarketDataServiceServicer, registry_grpc.TrainerRegistry
     async def ListSeries(self, request: Any, context: Any) -> data_pb.ListSeriesResponse:
         raise self.error
 
+    async def GetSeries(self, request: Any, context: Any) -> data_pb.GetSeriesResponse:
+        raise self.error
+
     async def GetBars(self, request: Any, context: Any) -> AsyncIterator[data_pb.GetBarsResponse]:
         yield data_pb.GetBarsResponse(offset=1)
         raise self.error

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ktrdr.models.v1 import model_service_pb2
+from ktrdr.models.v1.codec_pb2 import CODEC_GZIP, CODEC_NONE, CODEC_ZSTD
 
 from ktrdr_core.errors import (
     IllegalStateError,
@@ -22,12 +23,13 @@ from ktrdr_core.errors import (
     WriteConflictError,
 )
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES
+from ktrdr_core.rpc.codec_choice import Compression
 from ktrdr_core.storage.artifact import TRAVELLING_FILES, write_artifact
 from tests.kit.artifacts import make_artifact
 from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.grpc_server import serving
 from tests.kit.model_sink import ModelSink
-from trainer_service.outbox import Upload
+from trainer_service.outbox import Upload, UploadOptions
 
 AT_ONCE = (0.0, 0.0, 0.0, 0.01)
 
@@ -50,15 +52,21 @@ class Warnings:
         self.seen.append((reason, message))
 
 
-def upload_of(artifact: Path, address: str, warnings: Warnings | None = None, **options: float) -> Upload:
+def upload_of(
+    artifact: Path,
+    address: str,
+    warnings: Warnings | None = None,
+    *,
+    idle_timeout_s: float = 30.0,
+    compression: Compression = Compression.AUTO,
+) -> Upload:
     return Upload(
         artifact,
         training_id="t1",
         attempt=2,
         target=lambda: address,
         warn=warnings or Warnings(),
-        retry_delays_s=AT_ONCE,
-        **options,  # type: ignore[arg-type]
+        options=UploadOptions(retry_delays_s=AT_ONCE, idle_timeout_s=idle_timeout_s, compression=compression),
     )
 
 
@@ -69,10 +77,10 @@ def whole(artifact: Path) -> bytes:
 async def test_the_travelling_files_arrive_byte_for_byte(artifact: Path) -> None:
     sink = ModelSink()
     async with serving(sink.add_to) as address:
-        model = await upload_of(artifact, address).run()
+        stored = await upload_of(artifact, address).run()
 
     (header,) = sink.headers
-    assert model.name == "small/EURUSD_1h_v1"
+    assert stored.model.name == "small/EURUSD_1h_v1"
     assert (header.training_id, header.attempt, header.write_offset) == ("t1", 2, 0)
     assert [file.name for file in header.files] == list(TRAVELLING_FILES)
     assert header.sha256 == hashlib.sha256(whole(artifact)).digest()
@@ -94,9 +102,9 @@ async def test_an_answer_that_was_lost_is_asked_for_again_and_nothing_is_sent_tw
     sink = ModelSink()
     async with serving(sink.add_to) as address:
         await upload_of(artifact, address).run()
-        model = await upload_of(artifact, address).run()
+        stored = await upload_of(artifact, address).run()
 
-    assert model.version == 1
+    assert (stored.model.version, stored.is_duplicate) == (1, True)
     assert sink.headers[1].write_offset == len(whole(artifact))
 
 
@@ -144,7 +152,7 @@ async def test_a_backend_that_is_away_is_waited_for(artifact: Path) -> None:
         InvalidUploadError("total_size_bytes must be above 0"),
         TrainingNotFoundError("no training t1"),
         IllegalStateError("training t1 is CANCELLED"),
-        WriteConflictError("attempt 2 is fenced"),
+        WriteConflictError("another stream writes this upload"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -203,7 +211,7 @@ async def test_an_artifact_that_cannot_be_read_is_a_refusal_that_names_it(artifa
             await upload.run()
 
 
-async def test_a_cancelled_upload_knows_whether_it_was_published(artifact: Path) -> None:
+async def test_a_cancelled_upload_knows_whether_it_was_stored(artifact: Path) -> None:
     sink = ModelSink()
     sink.hold, sink.hold_answer = asyncio.Event(), asyncio.Event()
     async with serving(sink.add_to) as address:
@@ -212,7 +220,7 @@ async def test_a_cancelled_upload_knows_whether_it_was_published(artifact: Path)
         await eventually(lambda: any(len(part) == len(whole(artifact)) for part in sink.parts.values()))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert not await early.was_published()
+        assert not await early.was_stored()
 
         sink.hold.set()
         late = upload_of(artifact, address)
@@ -220,4 +228,78 @@ async def test_a_cancelled_upload_knows_whether_it_was_published(artifact: Path)
         await eventually(lambda: sink.published)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert await late.was_published()
+        assert await late.was_stored()
+
+
+async def test_files_the_store_has_are_not_sent(artifact: Path) -> None:
+    sink = ModelSink()
+    sink.stored = {"model.safetensors": (artifact / "model.safetensors").read_bytes(), "config.json": b"another"}
+    async with serving(sink.add_to) as address:
+        await upload_of(artifact, address).run()
+
+    (header,) = sink.headers
+    assert list(header.reused_files) == ["model.safetensors"]
+    assert list(sink.published.values()) == [whole(artifact)]
+
+
+async def test_a_broken_stream_goes_on_between_files_that_are_not_sent(artifact: Path) -> None:
+    sink = ModelSink()
+    sink.stored = {name: (artifact / name).read_bytes() for name in ("config.json", "features.json")}
+    sink.break_after_chunks = 1
+    async with serving(sink.add_to) as address:
+        await upload_of(artifact, address).run()
+
+    assert len(sink.headers) == 6  # four chunks of weights, one of metrics, one of metadata
+    assert list(sink.published.values()) == [whole(artifact)]
+
+
+async def test_a_file_that_leaves_the_store_meanwhile_is_sent(artifact: Path) -> None:
+    sink = ModelSink()
+    sink.gone = {"model.safetensors"}
+    sink.break_after_chunks = 3
+    async with serving(sink.add_to) as address:
+        await upload_of(artifact, address).run()
+
+    assert [list(header.reused_files) for header in sink.headers] == [["model.safetensors"], [], []]
+    assert list(sink.published.values()) == [whole(artifact)]
+
+
+async def test_what_is_kept_aside_is_told(artifact: Path) -> None:
+    sink = ModelSink()
+    sink.keeps_aside = True
+    async with serving(sink.add_to) as address:
+        assert (await upload_of(artifact, address).run()).is_kept_aside
+
+
+@pytest.mark.parametrize(
+    ("compression", "codec"), [(Compression.GZIP, CODEC_GZIP), (Compression.ZSTD, CODEC_ZSTD), ("none", CODEC_NONE)]
+)
+async def test_a_compression_that_is_forced_is_that_of_all_chunks(
+    artifact: Path, compression: Compression, codec: int
+) -> None:
+    sink = ModelSink()
+    async with serving(sink.add_to) as address:
+        await upload_of(artifact, address, compression=Compression(compression)).run()
+
+    assert sink.codecs == {codec}
+    assert list(sink.published.values()) == [whole(artifact)]
+
+
+async def test_a_network_that_lets_some_bytes_through_is_no_reason_to_wait_longer_or_to_warn(artifact: Path) -> None:
+    (artifact / "model.safetensors").write_bytes(os.urandom(12 * CHUNK_SIZE_BYTES))
+    sink = ModelSink()
+    sink.break_after_chunks, sink.error = 1, UnavailableError("cut")
+    warnings = Warnings()
+    async with serving(sink.add_to) as address:
+        upload = Upload(
+            artifact,
+            training_id="t1",
+            attempt=2,
+            target=lambda: address,
+            warn=warnings,
+            options=UploadOptions(retry_delays_s=(0.0, 0.0, 3_600.0)),
+        )
+        await asyncio.wait_for(upload.run(), PATIENCE_S)
+
+    assert len(sink.headers) == 13
+    assert warnings.seen == []

@@ -19,9 +19,9 @@ import grpc.aio
 import pytest
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
 from ktrdr.trainer.v1 import trainer_service_pb2_grpc
+from ktrdr.training.v1 import data_mode_pb2
 from ktrdr.training.v1 import training_state_pb2 as states
 
-from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.errors import SessionNotFoundError
 from ktrdr_core.execution.devices import Device
 from ktrdr_core.rpc.errors import from_rpc_error
@@ -29,6 +29,8 @@ from ktrdr_core.rpc.server import create_server
 from tests.kit.builders import strategy_text, write_bars_csv
 from tests.kit.eventually import PATIENCE_S
 from tests.kit.scripted_engine import ScriptedEngine
+from trainer_service.bar_cache import BarCache
+from trainer_service.bar_fetch import BarFetcher
 from trainer_service.checkpoint_store import CheckpointStore
 from trainer_service.orchestrator import HostTrainingOrchestrator
 from trainer_service.server_info import ServerInfo
@@ -108,14 +110,17 @@ def grpc_servicer(engine: ScriptedEngine, tmp_path_factory: pytest.TempPathFacto
 
     state_dir = tmp_path_factory.mktemp("state")
     checkpoints = CheckpointStore(state_dir / "checkpoints")
+    bars = BarCache(state_dir / "bars")
     starter = SessionStarter(
         engine=engine,
-        bar_store=DirectoryBarStore(bars_dir),
         bars_dir=bars_dir,
         sessions_dir=state_dir / "sessions",
         checkpoints=checkpoints,
+        bars=bars,
     )
-    orchestrator = HostTrainingOrchestrator(engine=engine, starter=starter, checkpoints=checkpoints)
+    orchestrator = HostTrainingOrchestrator(
+        engine=engine, starter=starter, checkpoints=checkpoints, bars=BarFetcher(bars)
+    )
     info = ServerInfo(
         engine,
         trainer_id="t",
@@ -145,6 +150,7 @@ def stub(grpc_stub: Any) -> trainer_service_pb2_grpc.TrainerServiceStub:
 
 def train(stub: trainer_service_pb2_grpc.TrainerServiceStub, session_id: str) -> pb.TrainResponse:
     request = pb.TrainRequest(session_id=session_id)
+    request.spec.data_mode = data_mode_pb2.DATA_MODE_LOCAL
     request.spec.strategy.yaml = strategy_text()
     return stub.Train(request)
 

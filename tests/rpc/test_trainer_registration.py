@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ktrdr.trainer.v1 import trainer_registry_service_pb2 as pb
@@ -18,6 +19,7 @@ from ktrdr_core.errors import KtrdrError, UnavailableError, VersionSkewError, Wr
 from tests.kit.eventually import eventually
 from tests.kit.fake_registry import FakeRegistry
 from tests.kit.grpc_server import serving
+from tests.kit.model_sink import ModelSink
 from tests.kit.tcp_proxy import TcpProxy
 from tests.kit.trainer_house import house, refusal, train_request
 from trainer_service import registration as module
@@ -41,7 +43,7 @@ class Trainer:
 
 
 @asynccontextmanager
-async def registering(backend: str, **options: float) -> AsyncIterator[tuple[Registration, Trainer]]:
+async def registering(backend: str, **options: Any) -> AsyncIterator[tuple[Registration, Trainer]]:
     trainer = Trainer()
     found = Registration(backend, renewal=trainer.renewal, fence=trainer.fence, **options)
     task = asyncio.create_task(found.run())
@@ -127,6 +129,29 @@ async def test_a_fenced_session_is_ended_and_its_late_train_refused(tmp_path: Pa
         assert (await trainer.session("other")).state == states.TRAINING_STATE_RUNNING
         error = await refusal(trainer.stub.Train(train_request("never-arrived")))
         assert "cancelled before" in error.message
+
+
+async def test_a_fenced_session_that_uploads_goes_on_until_its_artifact_is_kept_aside(tmp_path: Path) -> None:
+    registry, sink = FakeRegistry(), ModelSink()
+    sink.keeps_aside, sink.hold = True, asyncio.Event()
+    async with (
+        serving(registry.add_to) as backend,
+        serving(sink.add_to) as target,
+        house(tmp_path, backends=backend) as trainer,
+    ):
+        await trainer.train(upload_target=target)
+        trainer.worker.finish()
+        await trainer.until(states.TRAINING_STATE_UPLOADING)
+        registry.fenced = ["s1"]
+        await registry.more(4)
+        sink.hold.set()
+
+        session = await trainer.until(states.TRAINING_STATE_COMPLETED)
+
+        assert session.message == "Given up meanwhile: the model is kept aside as small/EURUSD_1h_v1"
+        assert len(sink.published) == 1
+        kept_here = tmp_path / "state" / "trainer" / "sessions" / "s1" / "artifact"
+        await eventually(lambda: not kept_here.exists(), what="the end of the trainer's copy")
 
 
 async def test_draining_is_told_at_once(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ktrdr_core.errors import (
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.training.checkpoint import load_checkpoint
 from ktrdr_core.training.executor import CONFIG_SECTIONS, TrainingExecutor
+from ktrdr_core.versions import own_version
 from tests.kit.builders import REPOSITORY, make_bars, strategy_dict, write_bars_csv
 
 STRATEGY = strategy_dict()
@@ -153,6 +154,21 @@ def test_execution_resumed_from_a_checkpoint_gives_the_same_artifact(
     assert resumed["artifact_digest"] == executor.execute(**JOB)["artifact_digest"]
 
 
+def test_where_the_bars_came_from_is_told_beside_the_model_and_changes_nothing_of_it(
+    bar_store: DirectoryBarStore,
+) -> None:
+    executor = TrainingExecutor(CONFIG, bar_store=bar_store)
+    results = {mode: executor.execute(**JOB, data_mode=mode) for mode in ("local", "backend", "csv")}
+    assert {mode: dict(result["metadata"])["data_mode"] for mode, result in results.items()} == {
+        mode: mode for mode in results
+    }
+    assert len({result["artifact_digest"] for result in results.values()}) == 1
+    for result in results.values():
+        assert "data_mode" not in repr(result["config"])
+        assert dict(result["metadata"])["code_version"] == own_version()
+    assert dict(executor.execute(**JOB)["metadata"])["data_mode"] == "local"
+
+
 def test_learning_rate_of_1e30_fails_and_stores_nothing(bar_store: DirectoryBarStore, tmp_path: Path) -> None:
     storage = ModelStorage(tmp_path / "models")
     executor = TrainingExecutor(
@@ -215,7 +231,7 @@ def test_failing_watchers_cost_nothing(bar_store: DirectoryBarStore) -> None:
         ({"symbols": []}, "at least one symbol"),
         ({"timeframes": ["4h", "6h"]}, "6h is no whole multiple of the base timeframe 4h"),
         ({"data_mode": "ib"}, "ib"),
-        ({"data_mode": "ftp"}, "data_mode must be local or csv, was 'ftp'"),
+        ({"data_mode": "ftp"}, "data_mode must be backend, local or csv, was 'ftp'"),
         ({"start_date": "2030-01-01", "end_date": "2030-02-01"}, "no bars"),
         ({"epochs": 3}, "epochs"),
     ],

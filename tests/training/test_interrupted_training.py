@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from ktrdr_core.storage.staging import StagedStorage
 from ktrdr_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ktrdr_core.training.checkpoint_file import LoopPosition
 from ktrdr_core.training.run_job import run_training
-from tests.kit.builders import strategy_text
+from tests.kit.builders import strategy_text, write_bars_csv
 
 LSTM: dict[str, Any] = {
     "model.features.lookback_periods": 5,
@@ -164,6 +165,36 @@ def test_a_checkpoint_that_can_be_used_is_no_warning(bar_store: DirectoryBarStor
     )
     assert "CHECKPOINT_UNUSABLE" not in warnings
     assert set(epochs) == {1, 2}
+
+
+def test_a_checkpoint_of_other_bars_is_not_gone_on_from(bar_store: DirectoryBarStore, tmp_path: Path) -> None:
+    path = first_checkpoint(bar_store, LSTM, tmp_path)
+    bars = bar_store.load("EURUSD", "1h")
+    close = bars.close.copy()
+    close[2_000] = (bars.high[2_000] + bars.low[2_000]) / 2  # one bar of the range; no rule is broken
+    write_bars_csv(tmp_path / "changed", replace(bars, close=close))
+    changed = DirectoryBarStore(tmp_path / "changed")
+    with pytest.raises(CorruptDataError, match="another job"):
+        train(changed, LSTM, resume_from=path)
+    warnings: list[str] = []
+    begun_anew = train(
+        changed,
+        LSTM,
+        resume_from=path,
+        must_resume=False,
+        warning_callback=lambda reason, message: warnings.append(reason),
+    )
+    assert "CHECKPOINT_UNUSABLE" in warnings
+    assert begun_anew["artifact_digest"] == train(changed, LSTM)["artifact_digest"]
+    assert "resumed_from" not in begun_anew["metadata"]
+
+
+def test_what_was_gone_on_from_is_told_beside_the_model(bar_store: DirectoryBarStore, tmp_path: Path) -> None:
+    path = first_checkpoint(bar_store, LSTM, tmp_path)
+    resumed = dict(train(bar_store, LSTM, resume_from=path)["metadata"])
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert resumed["resumed_from"] == {"epoch": 0, "sha256": sha256}
+    assert "resumed_from" not in train(bar_store, LSTM)["metadata"]
 
 
 def test_a_failing_checkpoint_is_a_warning_that_is_not_of_the_model(

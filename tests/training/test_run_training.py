@@ -31,9 +31,10 @@ from ktrdr_core.errors import (
 )
 from ktrdr_core.evaluation.forward import split_outputs
 from ktrdr_core.evaluation.metrics import compute_test_metrics
-from ktrdr_core.storage.artifact import artifact_digest, derive_torch_files, load_tensors
+from ktrdr_core.storage.artifact import artifact_digest, load_tensors
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.storage.staging import StagedStorage
+from ktrdr_core.storage.torch_files import derive_torch_files
 from ktrdr_core.training.run_job import run_training
 from ktrdr_core.training.trading_model import TradingModel
 from tests.kit.builders import REPOSITORY, strategy_text

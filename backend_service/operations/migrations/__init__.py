@@ -14,7 +14,7 @@ from backend_service.operations import schema
 from ktrdr_core.errors import IllegalStateError
 from ktrdr_core.logging import get_logger
 
-HEAD = "0002"
+HEAD = "0003"
 _FIRST = "0001"
 # Programs of version 1 know this row of `config` and no alembic: it tells them to keep off.
 FIRST_VERSION_KEY = "schema_version"

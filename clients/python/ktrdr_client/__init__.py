@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from ktrdr_client.async_client import AsyncClient
     from ktrdr_client.sync_client import Client, TrainerClient
     from ktrdr_client.trainer_client import AsyncTrainerClient
+    from ktrdr_client.types import ImportMode
     from ktrdr_core.domain.progress import ProgressEvent
     from ktrdr_core.domain.scheduling import RetryMode, Scheduling
     from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
     from ktrdr_core.domain.states import TrainingState
     from ktrdr_core.errors import KtrdrError
+    from ktrdr_core.storage.model_query import ModelOrder, ModelQuery
 
 __all__ = [
     "AsyncClient",
@@ -24,7 +26,10 @@ __all__ = [
     "Client",
     "DataMode",
     "ExecutionMode",
+    "ImportMode",
     "KtrdrError",
+    "ModelOrder",
+    "ModelQuery",
     "ProgressEvent",
     "RetryMode",
     "Scheduling",
@@ -39,7 +44,10 @@ _HOMES = {
     "Client": "ktrdr_client.sync_client",
     "DataMode": "ktrdr_core.domain.spec",
     "ExecutionMode": "ktrdr_core.domain.spec",
+    "ImportMode": "ktrdr_client.types",
     "KtrdrError": "ktrdr_core.errors",
+    "ModelOrder": "ktrdr_core.storage.model_query",
+    "ModelQuery": "ktrdr_core.storage.model_query",
     "ProgressEvent": "ktrdr_core.domain.progress",
     "RetryMode": "ktrdr_core.domain.scheduling",
     "Scheduling": "ktrdr_core.domain.scheduling",

@@ -1,8 +1,7 @@
-"""The backend's client for asyncio: every RPC of TrainingService and ModelService."""
+"""The backend's client for asyncio: every RPC of TrainingService, ModelService and MarketDataService."""
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -10,11 +9,15 @@ from types import TracebackType
 from typing import Self
 
 import grpc
+from ktrdr.data.v1 import market_data_service_pb2_grpc
 from ktrdr.models.v1 import model_service_pb2, model_service_pb2_grpc
 from ktrdr.training.v1 import strategy_source_pb2, training_service_pb2, training_service_pb2_grpc
 
 from ktrdr_client import decode
+from ktrdr_client.bars_calls import BarsCalls
 from ktrdr_client.calls import call_unary
+from ktrdr_client.model_calls import ModelCalls
+from ktrdr_client.model_upload import UploadProgress, upload_directory
 from ktrdr_client.progress_stream import ProgressChunk, ReconnectPolicy, reconnecting_progress
 from ktrdr_client.types import (
     BackendConfig,
@@ -29,22 +32,19 @@ from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
-from ktrdr_core.errors import CorruptDataError, KtrdrError, UnavailableError, UploadNotFoundError
+from ktrdr_core.errors import KtrdrError
 from ktrdr_core.rpc.channel import open_channel
-from ktrdr_core.rpc.chunks import decode_chunk
-from ktrdr_core.rpc.errors import from_rpc_error
-from ktrdr_core.rpc.send_upload import send_upload
-from ktrdr_core.rpc.upload import UploadPlan
+from ktrdr_core.rpc.channel_security import ChannelSecurity
+from ktrdr_core.rpc.codec_choice import Compression
 from ktrdr_core.wire.from_proto import event_from_proto
 from ktrdr_core.wire.to_proto import mode_to_proto, scheduling_to_proto, spec_to_proto, state_to_proto
 
 _PAGE_SIZE = 200
 _EVENTS_PAGE_SIZE = 1_000
 _CANCEL_TIMEOUT_S = 120.0  # save_checkpoint waits for the batch in progress and for the file
-_UPLOAD_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
 
 
-class AsyncClient:
+class AsyncClient(ModelCalls, BarsCalls):
     """Talks to one backend. Use it as `async with AsyncClient("127.0.0.1:50051") as client:`.
 
     Every method raises the KtrdrError the backend answered, or UnreachableError.
@@ -56,6 +56,10 @@ class AsyncClient:
             request_id.
         reconnect: When a progress stream is opened again and when it is given up.
         on_retry: Called with the reason before Train is tried again.
+        security: TLS and token; None is plain text without a token.
+
+    Raises:
+        InvalidInputError: The token would have to be sent in plain text.
     """
 
     def __init__(
@@ -66,15 +70,20 @@ class AsyncClient:
         retry_for_s: float = 5.0,
         reconnect: ReconnectPolicy | None = None,
         on_retry: Callable[[KtrdrError], None] | None = None,
+        security: ChannelSecurity | None = None,
     ) -> None:
+        if security is not None:
+            security.check(address)
         self.address = address
+        self._security = security
         self._timeout_s = timeout_s
         self._retry_for_s = retry_for_s
         self._on_retry = on_retry
         self._reconnect = reconnect or ReconnectPolicy()
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, security)
         self._trainings = training_service_pb2_grpc.TrainingServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._market_data = market_data_service_pb2_grpc.MarketDataServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -322,99 +331,40 @@ class AsyncClient:
 
     # Models
 
-    async def get_model(self, name: str) -> Model:
-        """Return one model, by store name, strategy and set, strategy, or model id."""
-        response = await call_unary(
-            self._models.GetModel, model_service_pb2.GetModelRequest(name=name), timeout_s=self._timeout_s
-        )
-        return decode.model(response.model)
-
-    async def list_models(self, *, strategy_name: str = "", limit: int | None = None) -> list[Model]:
-        """Return models, newest first; `strategy_name` "" means all, `limit` None means all."""
-        found: list[Model] = []
-        token = ""
-        while limit is None or len(found) < limit:
-            request = model_service_pb2.ListModelsRequest(
-                page_size=_PAGE_SIZE if limit is None else min(_PAGE_SIZE, limit - len(found)),
-                page_token=token,
-                strategy_name=strategy_name,
-            )
-            response = await call_unary(self._models.ListModels, request, timeout_s=self._timeout_s)
-            found.extend(decode.model(each) for each in response.models)
-            token = response.next_page_token
-            if not token:
-                break
-        return found
-
     async def query_upload(self, training_id: str, attempt: int, sha256: bytes) -> UploadStatus:
         """Return how much of an upload is safely stored; UploadNotFoundError means nothing is."""
         request = model_service_pb2.QueryUploadRequest(training_id=training_id, attempt=attempt, sha256=sha256)
         response = await call_unary(self._models.QueryUpload, request, timeout_s=self._timeout_s)
         return UploadStatus(committed_size_bytes=response.committed_size_bytes, is_complete=response.is_complete)
 
-    async def upload_model(self, directory: Path, *, training_id: str = "", attempt: int = 0) -> Model:
-        """Upload the artifact in `directory` and return the published version.
+    async def upload_model(
+        self,
+        directory: Path,
+        *,
+        training_id: str = "",
+        attempt: int = 0,
+        compression: Compression = Compression.AUTO,
+        progress: UploadProgress = lambda sent_bytes, total_bytes: None,
+    ) -> Model:
+        """Upload the artifact in `directory` and return the stored version.
 
-        A broken stream is resumed at the offset the backend has stored, after 1, 2, 4 and 8 s.
+        Files that the backend has already are not sent. A broken stream is resumed where the backend's copy ends, after
+        1, 2, 4 and 8 s; the waits begin anew as long as bytes get through.
 
         Args:
             directory: A model directory as the store writes it.
             training_id: Training it belongs to; "" imports it.
             attempt: Session number within the training.
+            compression: How chunks are compressed.
+            progress: Called with the bytes that are there or were sent, and with all there are.
         """
-        plan = await asyncio.to_thread(UploadPlan.of, directory, training_id=training_id, attempt=attempt)
-        offset = 0
-        for delay_s in (*_UPLOAD_DELAYS_S, None):
-            try:
-                return decode.model(await send_upload(self.address, plan, offset))
-            except (UnavailableError, CorruptDataError):
-                if delay_s is None:
-                    raise
-            await asyncio.sleep(delay_s)
-            try:
-                offset = (await self.query_upload(training_id, attempt, plan.sha256)).committed_size_bytes
-            except UploadNotFoundError:
-                offset = 0
-            except UnavailableError:
-                continue  # the next try asks for the old offset; the backend refuses it if it is wrong
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    async def download_model(self, name: str, file: str, *, read_offset: int = 0) -> AsyncIterator[bytes]:
-        """Yield the bytes of one file of a stored version, from `read_offset` on.
-
-        Raises:
-            NotBuiltError: This version of the backend does not serve downloads.
-        """
-        request = model_service_pb2.DownloadModelRequest(name=name, file=file, read_offset=read_offset)
-        offset = read_offset
-        try:
-            async for response in self._models.DownloadModel(request):
-                if response.WhichOneof("part") == "chunk":
-                    raw = decode_chunk(response.chunk, offset)
-                    offset += len(raw)
-                    yield raw
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-
-    async def delete_model(self, name: str, *, force: bool = False) -> None:
-        """Delete a version; `force` also if an alias points at it.
-
-        Raises:
-            NotBuiltError: This version of the backend does not delete.
-        """
-        request = model_service_pb2.DeleteModelRequest(name=name, force=force)
-        await call_unary(self._models.DeleteModel, request, timeout_s=self._timeout_s)
-
-    async def set_model_alias(
-        self, parent: str, alias: str, version: int, *, expected_version: int | None = None
-    ) -> Model:
-        """Point an alias at a version; with `expected_version` only if it points there now (0: it must not exist).
-
-        Raises:
-            NotBuiltError: This version of the backend has no aliases.
-        """
-        request = model_service_pb2.SetModelAliasRequest(
-            parent=parent, alias=alias, version=version, expected_version=expected_version
+        message = await upload_directory(
+            self.address,
+            directory,
+            training_id=training_id,
+            attempt=attempt,
+            compression=compression,
+            progress=progress,
+            security=self._security,
         )
-        response = await call_unary(self._models.SetModelAlias, request, timeout_s=self._timeout_s)
-        return decode.model(response.model)
+        return decode.model(message)

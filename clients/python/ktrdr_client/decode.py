@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ktrdr.models.v1 import model_pb2
+from ktrdr.data.v1 import series_pb2
+from ktrdr.models.v1 import lineage_pb2, model_pb2, model_service_pb2
 from ktrdr.trainer.v1 import checkpoint_pb2, session_pb2, trainer_info_pb2
 from ktrdr.training.v1 import (
+    data_mode_pb2,
     execution_mode_pb2,
     strategy_status_pb2,
     training_pb2,
@@ -19,12 +21,21 @@ from ktrdr_client.types import (
     Checkpoint,
     Device,
     Failure,
+    FileCheck,
+    Garbage,
+    Lineage,
     ModeChange,
     Model,
     ModelFile,
+    ModelPage,
+    ModelVerification,
+    ParentCheckpoint,
     Placement,
     Progress,
     QueueStatus,
+    Series,
+    SeriesDigest,
+    SeriesPart,
     Session,
     SessionRef,
     Strategy,
@@ -36,7 +47,7 @@ from ktrdr_client.types import (
     TrainingReport,
 )
 from ktrdr_core.domain.result import TestMetrics, TrainingMetrics
-from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
+from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.resources import ResourceUsage
 from ktrdr_core.wire.evaluation import evaluation_from_proto
@@ -58,6 +69,9 @@ _STRATEGY_STATUS = {
     strategy_status_pb2.STRATEGY_STATUS_TRAINED: StrategyStatus.TRAINED,
     strategy_status_pb2.STRATEGY_STATUS_FAILED: StrategyStatus.FAILED,
 }
+
+# Unset, and one of a newer backend, is "".
+_DATA_MODE = {data_mode_pb2.DataMode.Value(f"DATA_MODE_{mode.name}"): mode.value for mode in DataMode}
 
 
 def is_terminal(state: training_state_pb2.TrainingState.ValueType) -> bool:
@@ -207,7 +221,31 @@ def model(message: model_pb2.Model) -> Model:
         feature_importance={each.name: each.importance for each in message.features},
         aliases=tuple(message.aliases),
         evaluation=evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None,
+        lineage=_lineage(message.lineage),
+        size_bytes=message.size_bytes,
+        is_kept_aside=message.is_kept_aside,
     )
+
+
+def model_page(message: model_service_pb2.ListModelsResponse) -> ModelPage:
+    """Return the page."""
+    return ModelPage(models=tuple(model(each) for each in message.models), next_page_token=message.next_page_token)
+
+
+def model_verification(message: model_service_pb2.VerifyModelResponse) -> ModelVerification:
+    """Return what was found of the files of a model."""
+    return ModelVerification(
+        model=model(message.model),
+        checks=tuple(
+            FileCheck(name=each.name, is_sound=each.is_sound, problem=each.problem) for each in message.checks
+        ),
+        is_sound=message.is_sound,
+    )
+
+
+def garbage(message: model_service_pb2.Garbage) -> Garbage:
+    """Return what was removed, or would be."""
+    return Garbage(name=message.name, size_bytes=message.size_bytes, cause=message.cause)
 
 
 def trainer_info(message: trainer_info_pb2.TrainerInfo) -> TrainerInfo:
@@ -233,6 +271,27 @@ def trainer_info(message: trainer_info_pb2.TrainerInfo) -> TrainerInfo:
         trainer_id=message.trainer_id,
         current_time=time_from_proto(message.current_time) if message.HasField("current_time") else None,
         disk_free_bytes=message.disk_free_bytes,
+    )
+
+
+def _lineage(message: lineage_pb2.Lineage) -> Lineage:
+    parent = message.parent_checkpoint
+    return Lineage(
+        strategy_digest=message.strategy_digest,
+        series=tuple(
+            SeriesDigest(symbol=each.symbol, timeframe=each.timeframe, num_bars=each.num_bars, digest=each.digest)
+            for each in message.series
+        ),
+        start_date=message.start_date,
+        end_date=message.end_date,
+        data_mode=_DATA_MODE.get(message.data_mode, ""),
+        code_version=message.code_version,
+        seed=message.seed if message.HasField("seed") else None,
+        parent_checkpoint=(
+            ParentCheckpoint(epoch=parent.epoch, sha256=parent.sha256)
+            if message.HasField("parent_checkpoint")
+            else None
+        ),
     )
 
 
@@ -344,4 +403,26 @@ def _report(message: training_result_pb2.TrainingResult) -> TrainingReport:
         artifact_digest=message.artifact_digest,
         warnings=tuple(message.warnings),
         evaluation=evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None,
+    )
+
+
+def series(message: series_pb2.Series) -> Series:
+    """Return the series."""
+    return Series(
+        symbol=message.symbol,
+        timeframe=message.timeframe,
+        num_bars=message.num_bars,
+        start_time=time_from_proto(message.start_time) if message.HasField("start_time") else None,
+        end_time=time_from_proto(message.end_time) if message.HasField("end_time") else None,
+        digest=message.sha256.hex(),
+        parts=tuple(
+            SeriesPart(
+                start_time=time_from_proto(part.start_time),
+                end_time=time_from_proto(part.end_time),
+                num_bars=part.num_bars,
+                size_bytes=part.size_bytes,
+                sha256=part.sha256.hex(),
+            )
+            for part in message.parts
+        ),
     )

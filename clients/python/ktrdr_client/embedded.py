@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ktrdr_client.settings import ClientSettings
+from ktrdr_client.settings import ClientSettings, environment_of_embedded
 from ktrdr_client.supervisor import Supervisor, service_command
 from ktrdr_core.errors import KtrdrError, UnavailableError
 
@@ -135,6 +135,7 @@ def _spawn(settings: ClientSettings) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
+            env=environment_of_embedded(),
             start_new_session=True,
         )
 

@@ -10,7 +10,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ktrdr_core.errors import KtrdrError, UnavailableError
-from ktrdr_core.rpc.channel import CHANNEL_OPTIONS
+from ktrdr_core.rpc.channel import open_channel
+from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.rpc.errors import from_rpc_error
 
 HOLD_S = 2.4
@@ -18,7 +19,6 @@ HOLD_S = 2.4
 _PING_EVERY_MS = 1_000
 _PING_TIMEOUT_MS = 1_000
 _OPTIONS = {
-    **dict(CHANNEL_OPTIONS),
     "grpc.keepalive_time_ms": _PING_EVERY_MS,
     "grpc.keepalive_timeout_ms": _PING_TIMEOUT_MS,
     "grpc.http2.ping_timeout_ms": _PING_TIMEOUT_MS,
@@ -26,13 +26,13 @@ _OPTIONS = {
 }
 
 
-async def probe_keepalive(address: str, *, hold_s: float = HOLD_S) -> None:
+async def probe_keepalive(address: str, *, hold_s: float = HOLD_S, security: ChannelSecurity | None = None) -> None:
     """Hold a health watch open with a ping each second, and return if it is still open after `hold_s`.
 
     Raises:
         KtrdrError: It was cut: by a GOAWAY, because pings were not answered, or because the stream ended.
     """
-    channel = grpc.aio.insecure_channel(address, options=list(_OPTIONS.items()))
+    channel = open_channel(address, security, options=_OPTIONS)
     stub: Any = health_pb2_grpc.HealthStub(channel)
     call = stub.Watch(health_pb2.HealthCheckRequest())
     has_begun = False

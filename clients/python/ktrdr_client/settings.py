@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ class ClientSettings:
         strategies_dir: Strategies an embedded backend knows by name.
         embedded_idle_s: How long an embedded backend waits for work before it ends itself.
         user: Whose trainings are started; the login name where nothing else is said, "" if that is no user's name here.
+        tls_ca: CA of the backend; None is plain text.
+        tls_cert, tls_key: Own certificate, for a backend that wants to see one.
+        token_file: Text of the token that is sent.
         is_debug: Show tracebacks.
     """
 
@@ -32,6 +36,10 @@ class ClientSettings:
     strategies_dir: Path
     embedded_idle_s: float
     user: str
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    token_file: Path | None = None
     is_debug: bool
 
     @classmethod
@@ -40,21 +48,44 @@ class ClientSettings:
         *,
         backend: str | None = None,
         data_dir: Path | None = None,
+        tls_ca: Path | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        token_file: Path | None = None,
         is_debug: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> Self:
         """Return the settings: flags first, then KTRDR_* of the environment, then defaults."""
         values = os.environ if environment is None else environment
         directory = data_dir or Path(values.get("KTRDR_DATA_DIR") or DEFAULT_DATA_DIR)
+        token = _file(token_file, values.get("KTRDR_TOKEN_FILE"))
         return cls(
             backend=backend or values.get("KTRDR_BACKEND") or None,
             data_dir=directory.expanduser().resolve(),
             bars_dir=Path(values.get("KTRDR_BARS_DIR") or "data").expanduser().resolve(),
             strategies_dir=Path(values.get("KTRDR_STRATEGIES_DIR") or "strategies").expanduser().resolve(),
             embedded_idle_s=_idle_s(values.get("KTRDR_EMBEDDED_IDLE_S")),
-            user=values.get("KTRDR_USER") or _login_name(values),
+            # A token says by itself whose trainings are started.
+            user=values.get("KTRDR_USER") or ("" if token is not None else _login_name(values)),
+            tls_ca=_file(tls_ca, values.get("KTRDR_TLS_CA")),
+            tls_cert=_file(tls_cert, values.get("KTRDR_TLS_CERT")),
+            tls_key=_file(tls_key, values.get("KTRDR_TLS_KEY")),
+            token_file=token,
             is_debug=is_debug,
         )
+
+
+_OF_SERVICES = re.compile("KTRDR_(BACKEND|TRAINER)_(TLS_(CERT|KEY|CA)|(PEER_)?TOKEN_FILE|PEER_CA|INSECURE)")
+
+
+def environment_of_embedded() -> dict[str, str]:
+    """Return the environment of embedded services: they are on loopback, and have neither TLS nor tokens."""
+    return {name: value for name, value in os.environ.items() if not _OF_SERVICES.fullmatch(name)}
+
+
+def _file(flag: Path | None, variable: str | None) -> Path | None:
+    path = flag or (Path(variable) if variable else None)
+    return None if path is None else path.expanduser().absolute()
 
 
 def _idle_s(text: str | None) -> float:

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ktrdr_client.async_client import AsyncClient
+from ktrdr_client.model_calls import ALL_MODELS, MODELS_PAGE_SIZE, PULL_POLICY
+from ktrdr_client.model_pull import OnRetry, Progress, PullPolicy
+from ktrdr_client.model_upload import UploadProgress
 from ktrdr_client.progress_stream import ReconnectPolicy
 from ktrdr_client.trainer_client import AsyncTrainerClient
 from ktrdr_client.types import (
     BackendConfig,
     Checkpoint,
+    Garbage,
+    ImportMode,
     ModeChange,
     Model,
+    ModelPage,
+    ModelVerification,
+    Series,
     Session,
     Strategy,
     TrainerInfo,
@@ -31,6 +40,9 @@ from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
+from ktrdr_core.rpc.channel_security import ChannelSecurity
+from ktrdr_core.rpc.codec_choice import Compression
+from ktrdr_core.storage.model_query import ModelQuery
 
 T = TypeVar("T")
 AnyAsyncClient = TypeVar("AnyAsyncClient", bound="_Closable")
@@ -114,6 +126,7 @@ class Client:
         timeout_s: Deadline of each unary call.
         retry_for_s: How long Train is retried while the backend is unavailable or its queue full.
         reconnect: When a progress stream is opened again and when it is given up.
+        security: TLS and token; None is plain text without a token.
     """
 
     def __init__(
@@ -123,10 +136,13 @@ class Client:
         timeout_s: float = 10.0,
         retry_for_s: float = 5.0,
         reconnect: ReconnectPolicy | None = None,
+        security: ChannelSecurity | None = None,
     ) -> None:
         self.address = address
         self._bridge = _Bridge(
-            lambda: AsyncClient(address, timeout_s=timeout_s, retry_for_s=retry_for_s, reconnect=reconnect)
+            lambda: AsyncClient(
+                address, timeout_s=timeout_s, retry_for_s=retry_for_s, reconnect=reconnect, security=security
+            )
         )
         self._client = self._bridge.client
 
@@ -226,29 +242,145 @@ class Client:
         """See AsyncClient.get_model."""
         return self._bridge.run(self._client.get_model(name))
 
-    def list_models(self, *, strategy_name: str = "", limit: int | None = None) -> list[Model]:
+    def list_models_page(
+        self, query: ModelQuery = ALL_MODELS, *, page_size: int = MODELS_PAGE_SIZE, page_token: str = ""
+    ) -> ModelPage:
+        """See AsyncClient.list_models_page."""
+        return self._bridge.run(self._client.list_models_page(query, page_size=page_size, page_token=page_token))
+
+    def iterate_models(self, query: ModelQuery = ALL_MODELS, *, page_size: int = MODELS_PAGE_SIZE) -> Iterator[Model]:
+        """See AsyncClient.iterate_models."""
+        return self._bridge.iterate(self._client.iterate_models(query, page_size=page_size))
+
+    def list_models(self, query: ModelQuery = ALL_MODELS, *, limit: int | None = None) -> list[Model]:
         """See AsyncClient.list_models."""
-        return self._bridge.run(self._client.list_models(strategy_name=strategy_name, limit=limit))
+        return self._bridge.run(self._client.list_models(query, limit=limit))
 
     def query_upload(self, training_id: str, attempt: int, sha256: bytes) -> UploadStatus:
         """See AsyncClient.query_upload."""
         return self._bridge.run(self._client.query_upload(training_id, attempt, sha256))
 
-    def upload_model(self, directory: Path, *, training_id: str = "", attempt: int = 0) -> Model:
-        """See AsyncClient.upload_model."""
-        return self._bridge.run(self._client.upload_model(directory, training_id=training_id, attempt=attempt))
+    def upload_model(
+        self,
+        directory: Path,
+        *,
+        training_id: str = "",
+        attempt: int = 0,
+        compression: Compression = Compression.AUTO,
+        progress: UploadProgress = lambda sent_bytes, total_bytes: None,
+    ) -> Model:
+        """See AsyncClient.upload_model; `progress` is called on the client's thread."""
+        return self._bridge.run(
+            self._client.upload_model(
+                directory, training_id=training_id, attempt=attempt, compression=compression, progress=progress
+            )
+        )
 
-    def download_model(self, name: str, file: str, *, read_offset: int = 0) -> Iterator[bytes]:
+    def download_model(
+        self, name: str, file: str, *, read_offset: int = 0, compression: Compression = Compression.AUTO
+    ) -> Iterator[bytes]:
         """See AsyncClient.download_model."""
-        return self._bridge.iterate(self._client.download_model(name, file, read_offset=read_offset))
+        return self._bridge.iterate(
+            self._client.download_model(name, file, read_offset=read_offset, compression=compression)
+        )
+
+    def pull_model(
+        self,
+        name: str,
+        directory: Path,
+        *,
+        files: Collection[str] | None = None,
+        compression: Compression = Compression.AUTO,
+        policy: PullPolicy = PULL_POLICY,
+        progress: Progress | None = None,
+        on_retry: OnRetry | None = None,
+    ) -> Path:
+        """See AsyncClient.pull_model; `progress` and `on_retry` are called on the client's own thread."""
+        return self._bridge.run(
+            self._client.pull_model(
+                name,
+                directory,
+                files=files,
+                compression=compression,
+                policy=policy,
+                progress=progress,
+                on_retry=on_retry,
+            )
+        )
+
+    def download_model_file(
+        self,
+        name: str,
+        file: str,
+        path: Path,
+        *,
+        compression: Compression = Compression.AUTO,
+        policy: PullPolicy = PULL_POLICY,
+        progress: Progress | None = None,
+        on_retry: OnRetry | None = None,
+    ) -> Path:
+        """See AsyncClient.download_model_file; `progress` and `on_retry` are called on the client's own thread."""
+        return self._bridge.run(
+            self._client.download_model_file(
+                name, file, path, compression=compression, policy=policy, progress=progress, on_retry=on_retry
+            )
+        )
+
+    def verify_model(self, name: str) -> ModelVerification:
+        """See AsyncClient.verify_model."""
+        return self._bridge.run(self._client.verify_model(name))
 
     def delete_model(self, name: str, *, force: bool = False) -> None:
         """See AsyncClient.delete_model."""
         self._bridge.run(self._client.delete_model(name, force=force))
 
-    def set_model_alias(self, parent: str, alias: str, version: int, *, expected_version: int | None = None) -> Model:
+    def set_model_alias(
+        self, parent: str, alias: str, version: int, *, expected_version: int | None = None
+    ) -> Model | None:
         """See AsyncClient.set_model_alias."""
         return self._bridge.run(self._client.set_model_alias(parent, alias, version, expected_version=expected_version))
+
+    def collect_garbage(
+        self, *, dry_run: bool = False, keep_versions: int | None = None, kept_aside_days: int | None = None
+    ) -> list[Garbage]:
+        """See AsyncClient.collect_garbage."""
+        return self._bridge.run(
+            self._client.collect_garbage(dry_run=dry_run, keep_versions=keep_versions, kept_aside_days=kept_aside_days)
+        )
+
+    # Bars
+
+    def list_series(self, *, symbol: str = "") -> list[Series]:
+        """See AsyncClient.list_series."""
+        return self._bridge.run(self._client.list_series(symbol=symbol))
+
+    def get_series(self, symbol: str, timeframe: str) -> Series:
+        """See AsyncClient.get_series."""
+        return self._bridge.run(self._client.get_series(symbol, timeframe))
+
+    def get_bars(
+        self,
+        symbol: str,
+        timeframe: str,
+        path: Path,
+        *,
+        start: date | None = None,
+        end: date | None = None,
+        progress: Progress | None = None,
+    ) -> Series:
+        """See AsyncClient.get_bars."""
+        return self._bridge.run(self._client.get_bars(symbol, timeframe, path, start=start, end=end, progress=progress))
+
+    def import_bars(
+        self,
+        path: Path,
+        *,
+        symbol: str | None = None,
+        timeframe: str | None = None,
+        mode: ImportMode = ImportMode.CREATE,
+    ) -> Series:
+        """See AsyncClient.import_bars."""
+        return self._bridge.run(self._client.import_bars(path, symbol=symbol, timeframe=timeframe, mode=mode))
 
 
 class TrainerClient:
@@ -259,6 +391,7 @@ class TrainerClient:
         timeout_s: Deadline of each unary call.
         retry_for_s: How long Train is retried on UNAVAILABLE.
         reconnect: When a progress stream is opened again and when it is given up.
+        security: TLS and token; None is plain text without a token.
     """
 
     def __init__(
@@ -268,10 +401,13 @@ class TrainerClient:
         timeout_s: float = 10.0,
         retry_for_s: float = 5.0,
         reconnect: ReconnectPolicy | None = None,
+        security: ChannelSecurity | None = None,
     ) -> None:
         self.address = address
         self._bridge = _Bridge(
-            lambda: AsyncTrainerClient(address, timeout_s=timeout_s, retry_for_s=retry_for_s, reconnect=reconnect)
+            lambda: AsyncTrainerClient(
+                address, timeout_s=timeout_s, retry_for_s=retry_for_s, reconnect=reconnect, security=security
+            )
         )
         self._client = self._bridge.client
 
@@ -296,6 +432,7 @@ class TrainerClient:
         attempt: int = 1,
         upload_target: str = "",
         resume_from: Checkpoint | None = None,
+        series: Sequence[Series] = (),
     ) -> Session:
         """See AsyncTrainerClient.train."""
         return self._bridge.run(
@@ -306,6 +443,7 @@ class TrainerClient:
                 attempt=attempt,
                 upload_target=upload_target,
                 resume_from=resume_from,
+                series=series,
             )
         )
 
@@ -336,6 +474,12 @@ class TrainerClient:
     def put_checkpoint(self, path: Path, *, epoch: int) -> Checkpoint:
         """See AsyncTrainerClient.put_checkpoint."""
         return self._bridge.run(self._client.put_checkpoint(path, epoch=epoch))
+
+    def prepare_bars(
+        self, series: Sequence[Series], source: str, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """See AsyncTrainerClient.prepare_bars; `progress` is called in the background thread."""
+        return self._bridge.run(self._client.prepare_bars(series, source, progress=progress))
 
     def get_server_info(self) -> TrainerInfo:
         """See AsyncTrainerClient.get_server_info."""

@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
+from ktrdr.data.v1 import series_pb2
 from ktrdr.models.v1 import model_service_pb2
 from ktrdr.trainer.v1 import checkpoint_pb2, trainer_service_pb2, trainer_service_pb2_grpc
 
 from ktrdr_client import decode
 from ktrdr_client.calls import call_unary
 from ktrdr_client.progress_stream import ProgressChunk, ReconnectPolicy, reconnecting_progress
-from ktrdr_client.types import Checkpoint, Session, TrainerInfo
+from ktrdr_client.types import Checkpoint, Series, Session, TrainerInfo
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import CorruptDataError, KtrdrError
 from ktrdr_core.rpc.channel import ACCEPT_TIMEOUT_S, open_channel
+from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.rpc.checkpoint_transfer import chunks_of, receive_checkpoint
 from ktrdr_core.rpc.errors import from_rpc_error
-from ktrdr_core.wire.to_proto import spec_to_proto
+from ktrdr_core.wire.to_proto import spec_to_proto, time_to_proto
 
 _CANCEL_TIMEOUT_S = 120.0
 _CHECKPOINT_TIMEOUT_S = 600.0
@@ -40,6 +42,10 @@ class AsyncTrainerClient:
         timeout_s: Deadline of each unary call.
         retry_for_s: How long Train is retried on UNAVAILABLE; safe, it carries a session_id.
         reconnect: When a progress stream is opened again and when it is given up.
+        security: TLS and token; None is plain text without a token.
+
+    Raises:
+        InvalidInputError: The token would have to be sent in plain text.
     """
 
     def __init__(
@@ -49,12 +55,15 @@ class AsyncTrainerClient:
         timeout_s: float = 10.0,
         retry_for_s: float = 5.0,
         reconnect: ReconnectPolicy | None = None,
+        security: ChannelSecurity | None = None,
     ) -> None:
+        if security is not None:
+            security.check(address)
         self.address = address
         self._timeout_s = timeout_s
         self._retry_for_s = retry_for_s
         self._reconnect = reconnect or ReconnectPolicy()
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, security)
         self._stub = trainer_service_pb2_grpc.TrainerServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -78,16 +87,18 @@ class AsyncTrainerClient:
         attempt: int = 1,
         upload_target: str = "",
         resume_from: Checkpoint | None = None,
+        series: Sequence[Series] = (),
     ) -> Session:
         """Start a session and return it once it is accepted.
 
         Args:
-            spec: What to train.
+            spec: What to train; with data mode local on the trainer's own bars.
             session_id: Identity and idempotency key; None makes a new one.
             training_id: Training it belongs to; "" for one started by hand.
             attempt: Number within its training.
             upload_target: host:port of the backend the artifact is uploaded to; "" keeps it on the trainer's disk.
             resume_from: Checkpoint to go on from, put there by `put_checkpoint`; None begins at the beginning.
+            series: With data mode backend: the bars to train on, with their parts, put there by `prepare_bars`.
         """
         request = trainer_service_pb2.TrainRequest(
             session_id=session_id or str(uuid.uuid4()),
@@ -96,6 +107,7 @@ class AsyncTrainerClient:
             spec=spec_to_proto(spec),
             upload_target=upload_target,
             resume_from=None if resume_from is None else _checkpoint_ref(resume_from),
+            series=map(_series_message, series),
         )
         response = await call_unary(
             self._stub.Train, request, timeout_s=max(self._timeout_s, ACCEPT_TIMEOUT_S), retry_for_s=self._retry_for_s
@@ -214,12 +226,56 @@ class AsyncTrainerClient:
             raise from_rpc_error(error) from None
         return checkpoint
 
+    async def prepare_bars(
+        self, series: Sequence[Series], source: str, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Have the trainer fetch bars, for a `train` on them; safe to repeat, what has arrived is kept.
+
+        Args:
+            series: What it is to have, with parts: from `get_series` of a backend's client.
+            source: host:port of that backend, as the trainer reaches it.
+            progress: Told the bytes that are there and those wanted, at least each second.
+
+        Raises:
+            SeriesChangedError: The backend has other bars now.
+        """
+        call = self._stub.PrepareBars(
+            trainer_service_pb2.PrepareBarsRequest(series=map(_series_message, series), source=source)
+        )
+        try:
+            async for response in call:
+                if progress is not None:
+                    progress(response.ready_size_bytes, response.total_size_bytes)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+
     async def get_server_info(self) -> TrainerInfo:
         """Return what the trainer is and has."""
         response = await call_unary(
             self._stub.GetServerInfo, trainer_service_pb2.GetServerInfoRequest(), timeout_s=self._timeout_s
         )
         return decode.trainer_info(response.trainer)
+
+
+def _series_message(series: Series) -> series_pb2.Series:
+    return series_pb2.Series(
+        symbol=series.symbol,
+        timeframe=series.timeframe,
+        num_bars=series.num_bars,
+        sha256=bytes.fromhex(series.digest),
+        parts=[
+            series_pb2.SeriesPart(
+                start_time=time_to_proto(part.start_time),
+                end_time=time_to_proto(part.end_time),
+                num_bars=part.num_bars,
+                size_bytes=part.size_bytes,
+                sha256=bytes.fromhex(part.sha256),
+            )
+            for part in series.parts
+        ],
+    )
 
 
 def _checkpoint_ref(checkpoint: Checkpoint) -> checkpoint_pb2.CheckpointRef:

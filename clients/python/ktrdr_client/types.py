@@ -5,7 +5,7 @@ Times are timezone-aware, UTC. Durations are seconds. None means the service lef
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -264,8 +264,59 @@ class ModelFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeriesDigest:
+    """Bars of one series that a model was trained on; `digest` is hex, equal for equal bars."""
+
+    symbol: str
+    timeframe: str
+    num_bars: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentCheckpoint:
+    """The checkpoint a training went on from: its last epoch, and the SHA-256 of its bytes, hex."""
+
+    epoch: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What would have to be the same to make a model again; what a model does not tell is empty.
+
+    Attributes:
+        strategy_digest: SHA-256 of the strategy as trained, hex.
+        series: Bars, by symbol and timeframe.
+        start_date, end_date: First and last day asked for, UTC, ISO 8601, both inclusive.
+        data_mode: Where the bars came from, as in DataMode.
+        code_version: Version of ktrdr that trained.
+        seed: Seed of every random draw.
+        parent_checkpoint: What it went on from; None if it began at the beginning.
+    """
+
+    strategy_digest: str = ""
+    series: tuple[SeriesDigest, ...] = ()
+    start_date: str = ""
+    end_date: str = ""
+    data_mode: str = ""
+    code_version: str = ""
+    seed: int | None = None
+    parent_checkpoint: ParentCheckpoint | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """A stored version of a trained model; `path` is on the backend's machine."""
+    """A stored version of a trained model.
+
+    Attributes:
+        version: From 1; 0 if it is kept aside.
+        path: Its directory on the backend's machine.
+        feature_importance: In model order.
+        aliases: Names that point at it, "latest" among them.
+        evaluation: None in lists.
+        is_kept_aside: The artifact of an attempt that was given up; never published as a result.
+    """
 
     name: str
     model_id: str
@@ -284,6 +335,44 @@ class Model:
     feature_importance: dict[str, float]
     aliases: tuple[str, ...]
     evaluation: Evaluation | None = None
+    lineage: Lineage = field(default_factory=Lineage)
+    size_bytes: int = 0
+    is_kept_aside: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPage:
+    """One page of models and the token of the next; "" on the last page."""
+
+    models: tuple[Model, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileCheck:
+    """What was found of one file of a model; `problem` is empty if it is sound."""
+
+    name: str
+    is_sound: bool
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVerification:
+    """Whether the files of a model are those that were published."""
+
+    model: Model
+    checks: tuple[FileCheck, ...]
+    is_sound: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Garbage:
+    """Something in the model store that nothing refers to; `cause` says why, for people."""
+
+    name: str
+    size_bytes: int
+    cause: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,3 +449,50 @@ class Session:
     message: str
     checkpoint: Checkpoint | None = None
     resumed_from_epoch: int = 0
+
+
+class ImportMode(StrEnum):
+    """What an import does where the backend has the series already."""
+
+    CREATE = "create"
+    APPEND = "append"
+    REPLACE = "replace"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesPart:
+    """Bars of one year (UTC) of a series, as one Parquet file.
+
+    Attributes:
+        start_time, end_time: Open times of the first and the last bar.
+        num_bars: How many.
+        size_bytes: Size of the file.
+        sha256: SHA-256 of the file, hex.
+    """
+
+    start_time: datetime
+    end_time: datetime
+    num_bars: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A series of bars in the backend's store, or a range of one.
+
+    Attributes:
+        symbol, timeframe: Which one.
+        num_bars: How many bars; 0 where the backend does not know without reading them.
+        start_time, end_time: Open times of the first and the last bar; None likewise.
+        digest: SHA-256 of symbol, timeframe and every value, hex; "" likewise.
+        parts: What it is made of, in order of time; empty in lists and for ranges.
+    """
+
+    symbol: str
+    timeframe: str
+    num_bars: int
+    start_time: datetime | None
+    end_time: datetime | None
+    digest: str
+    parts: tuple[SeriesPart, ...]

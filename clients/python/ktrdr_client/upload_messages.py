@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,24 +10,28 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToJson
 
 from ktrdr_core.errors import KtrdrError
+from ktrdr_core.rpc.codec_choice import CodecChooser, Compression
 from ktrdr_core.rpc.upload import UploadPlan, upload_messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the messages of one directory as JSON lines; returns the exit code."""
-    values = list(sys.argv[1:] if arguments is None else arguments)
-    if len(values) not in (1, 3):
-        sys.stderr.write("usage: python -m ktrdr_client.upload_messages MODEL_DIRECTORY [TRAINING_ID ATTEMPT]\n")
-        return 2
+    parser = argparse.ArgumentParser(
+        prog="python -m ktrdr_client.upload_messages", description="Print the messages of an upload as JSON lines."
+    )
+    parser.add_argument("directory", metavar="MODEL_DIRECTORY", type=Path)
+    parser.add_argument("training_id", metavar="TRAINING_ID", nargs="?", default="", help="without it an import")
+    parser.add_argument("attempt", metavar="ATTEMPT", nargs="?", default=0, type=int)
+    parser.add_argument("--compression", choices=list(Compression), default=Compression.AUTO, type=Compression)
     try:
-        plan = UploadPlan.of(
-            Path(values[0]),
-            training_id=values[1] if len(values) == 3 else "",
-            attempt=int(values[2]) if len(values) == 3 else 0,
-        )
-        for message in upload_messages(plan):
+        flags = parser.parse_args(arguments)
+    except SystemExit as exit_:  # argparse has said what is wrong
+        return int(exit_.code or 0)
+    try:
+        plan = UploadPlan.of(flags.directory, training_id=flags.training_id, attempt=flags.attempt)
+        for message in upload_messages(plan, chooser=CodecChooser(flags.compression)):
             sys.stdout.write(MessageToJson(message, indent=None) + "\n")
-    except (KtrdrError, ValueError) as error:  # ValueError: an attempt that is no number
+    except KtrdrError as error:
         sys.stderr.write(f"upload_messages: {error}\n")
         return 2
     return 0

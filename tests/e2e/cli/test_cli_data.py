@@ -156,7 +156,7 @@ def test_without_a_terminal_an_import_needs_yes(tmp_path: Path) -> None:
     ran = cli.run(*words, "--bars-dir", str(tmp_path / "bars"))
     assert ran.code == 2
     assert "EURUSD 1h" in ran.out
-    assert "there is no terminal to confirm on; look at what was understood and add --yes" in ran.err
+    assert "there is no terminal to confirm on; add --yes" in ran.err
     assert DirectoryBarStore(tmp_path / "bars").list_series() == []
 
 

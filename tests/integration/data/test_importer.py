@@ -487,7 +487,7 @@ def test_merge_of_other_values_is_refused_or_taken_by_repair(tmp_path: Path) -> 
     lines = iso_lines()
     lines[7] = lines[7].rpartition(",")[0] + ",12345.0"
     path = write(tmp_path / "b.csv", lines)
-    with pytest.raises(InvalidBarsError, match=r"b\.csv, row 7 .*differs from the stored one of the same time"):
+    with pytest.raises(AlreadyExistsError, match=r"b\.csv, row 7 .*differs from the stored one of the same time"):
         run_import(tmp_path / "store", path, if_exists=IfExists.MERGE)
     assert stored(tmp_path / "store").digest() == BARS.digest()
     run_import(tmp_path / "store", path, if_exists=IfExists.MERGE, is_repair=True)

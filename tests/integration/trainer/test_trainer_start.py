@@ -30,7 +30,10 @@ def test_the_entry_point_knows_no_grpc_before_the_fork_server_runs() -> None:
         (["--slots", "0"], 2, "slots"),
         (["--backend", "here"], 2, "host:port"),
         (["--host", "0.0.0.0", "--backend", "a:1"], 2, "--advertise-address"),  # noqa: S104  refused
-        (["--host", "203.0.113.7"], 3, "choose another --host or --port"),
+        (["--host", "203.0.113.7"], 2, "--insecure"),
+        (["--host", "203.0.113.7", "--insecure"], 3, "choose another --host or --port"),
+        (["--token-file", "nowhere.json"], 3, "nowhere.json cannot be read"),
+        (["--tls-cert", "nowhere.crt", "--tls-key", "nowhere.key"], 3, "nowhere.crt cannot be read"),
     ],
 )
 def test_a_start_that_cannot_work_says_why_in_one_sentence(

@@ -61,7 +61,7 @@ def test_wrong_values_are_refused(values: dict[str, object]) -> None:
 def test_backend_on_all_addresses_says_where_trainers_reach_it(host: str) -> None:
     with pytest.raises(ValidationError, match="--advertise-address"):
         BackendSettings(host=host)
-    BackendSettings(host=host, advertise_address="office:50051")
+    BackendSettings(host=host, advertise_address="office:50051", backend_insecure=True)
     with pytest.raises(ValidationError, match="host:port"):
         BackendSettings(host=host, advertise_address="office")
 
@@ -70,4 +70,4 @@ def test_trainers_elsewhere_cannot_reach_a_backend_on_loopback_by_themselves() -
     trainers = ("localhost:50052", "gpu-1:50052")
     assert BackendSettings(trainers=trainers).unreachable_for == ("gpu-1:50052",)
     assert BackendSettings(trainers=trainers, advertise_address="office:50051").unreachable_for == ()
-    assert BackendSettings(trainers=trainers, host="10.0.0.1").unreachable_for == ()
+    assert BackendSettings(trainers=trainers, host="10.0.0.1", backend_insecure=True).unreachable_for == ()

@@ -1,4 +1,4 @@
-"""What `ktrdr train` asks of the queue."""
+"""What `ktrdr train` asks of the queue, and whose bars it asks for."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import pwd
 from typing import Any
 
 import pytest
-from ktrdr_client.cli.train_command import TrainArguments, build_scheduling
+from ktrdr_client.cli.train_command import TrainArguments, build_scheduling, build_spec
 from ktrdr_client.settings import ClientSettings
 
 from ktrdr_core.domain.scheduling import RetryMode, Scheduling
+from ktrdr_core.domain.spec import DataMode
 from ktrdr_core.errors import InvalidSpecError
 
 
@@ -30,6 +31,13 @@ def _scheduling(user: str = "login", **typed: Any) -> Scheduling:
 def test_retries_are_the_attempts_beyond_the_first(retries: int | None, mode: RetryMode, allowed: int) -> None:
     scheduling = _scheduling(retries=retries)
     assert (scheduling.retry, scheduling.num_retries_allowed) == (mode, allowed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "mode"), [(None, DataMode.BACKEND), ("backend", DataMode.BACKEND), ("local", DataMode.LOCAL)]
+)
+def test_bars_are_those_of_the_backend_unless_others_are_asked_for(typed: str | None, mode: DataMode) -> None:
+    assert build_spec(TrainArguments(strategy="s", data_mode=typed), "name: s").data_mode is mode
 
 
 def test_user_that_was_typed_wins_also_if_it_is_nobody() -> None:

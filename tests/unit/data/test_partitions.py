@@ -6,43 +6,24 @@ import json
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ktrdr_core.data.bar_store import DirectoryBarStore, SeriesInfo
 from ktrdr_core.data.bars import BAR_COLUMNS, Bars
+from ktrdr_core.data.parquet_bars import ROW_GROUP_BARS
 from ktrdr_core.data.partitions import (
     MANIFEST,
-    ROW_GROUP_BARS,
-    Manifest,
     damaged_parts,
     read_manifest,
     remove_unnamed,
     write_manifest,
     write_part,
 )
-from ktrdr_core.data.row_spool import years_of
 from ktrdr_core.errors import InvalidBarsError
 from tests.kit.builders import make_bars, write_bars_csv
+from tests.kit.series_files import write_series
 
 BARS = make_bars(20_000)  # 2017, 2018 and some of 2019
-
-
-def write_series(store: Path, bars: Bars) -> Path:
-    directory = store / f"{bars.symbol}_{bars.timeframe}"
-    directory.mkdir(parents=True, exist_ok=True)
-    years = years_of(bars.times)
-    parts = [
-        write_part(
-            directory,
-            year,
-            bars.times[years == year],
-            {name: getattr(bars, name)[years == year] for name in BAR_COLUMNS},
-        )
-        for year in np.unique(years).tolist()
-    ]
-    write_manifest(directory, Manifest(bars.symbol, bars.timeframe, tuple(parts)))
-    return directory
 
 
 def damage(path: Path, start: float = 0.0, stop: float = 0.9) -> None:
@@ -213,7 +194,7 @@ def test_manifest_cannot_name_a_file_elsewhere(tmp_path: Path, name: str) -> Non
 
 def test_files_that_the_manifest_does_not_name_are_removed_and_others_left(tmp_path: Path) -> None:
     directory = write_series(tmp_path, BARS.head(10))
-    write_part(directory, 2011, BARS.times[:2], {name: getattr(BARS, name)[:2] for name in BAR_COLUMNS})
+    write_part(directory, BARS.times[:2], {name: getattr(BARS, name)[:2] for name in BAR_COLUMNS})
     (directory / ".manifest.json.1234").write_text("cut")
     (directory / "notes.txt").write_text("mine")
     remove_unnamed(directory, read_manifest(directory))

@@ -56,6 +56,11 @@ def test_spec_survives_json_and_its_digest_sees_each_change() -> None:
     assert TrainingSpec.from_json(spec.to_json()).digest() == spec.digest()
 
 
+def test_bars_are_the_backends_by_default_and_were_this_machines_before_that_was_stored() -> None:
+    assert TrainingSpec(strategy_yaml="s").data_mode is DataMode.BACKEND
+    assert TrainingSpec.from_json('{"strategy_yaml": "s"}').data_mode is DataMode.LOCAL
+
+
 def test_stored_spec_of_another_version_is_refused_by_key() -> None:
     with pytest.raises(InvalidSpecError, match="colour"):
         TrainingSpec.from_json('{"strategy_yaml": "s", "colour": 1}')

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.eventually import eventually
+from tests.kit.eventually import PATIENCE_S, eventually
+from tests.kit.processes import a_service
 from tests.kit.tcp_proxy import TcpProxy
 
 _ABSENCE_S = 0.2
@@ -214,3 +216,33 @@ async def test_nothing_is_left_behind() -> None:
             await eventually(lambda: len(asyncio.all_tasks()) == tasks, what="the end of every task")
         gc.collect()  # a socket that is dropped without close() warns here
         await eventually(lambda: num_sockets() == before, what="the end of every socket")
+
+
+async def test_process_delays_drops_again_and_again_and_tells_what_it_forwarded() -> None:
+    async with an_echo() as (_, target):
+        flags = ("--target", target, "--latency-s", "0.05", "--drop-every-s", "0.3")
+        with a_service("tests.kit.tcp_proxy", *flags) as process:
+            for _ in range(2):
+                stream = await eventually(lambda: _try_connect(process.address), what="a connection")
+                assert stream is not None
+                reader, writer = stream
+                began = time.monotonic()
+                writer.write(b"xy")
+                assert await reader.readexactly(3) == b"axy"
+                assert time.monotonic() - began >= 0.1
+                with pytest.raises(ConnectionResetError):
+                    async with asyncio.timeout(PATIENCE_S):
+                        await reader.read(1)
+                writer.transport.abort()
+            process.process.send_signal(signal.SIGUSR1)
+            assert process.process.stdout is not None
+            assert await asyncio.to_thread(process.process.stdout.readline) == "10\n"
+            assert await asyncio.to_thread(process.end) == 0
+
+
+async def _try_connect(address: str) -> Stream | None:
+    host, _, port = address.rpartition(":")
+    try:
+        return await asyncio.open_connection(host, int(port))
+    except ConnectionRefusedError:  # between the drop and listening again
+        return None

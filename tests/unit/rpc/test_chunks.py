@@ -18,7 +18,7 @@ from ktrdr.models.v1 import codec_pb2
 from ktrdr.models.v1.model_service_pb2 import UploadChunk
 
 from ktrdr_core.errors import CorruptDataError, InvalidUploadError
-from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, choose_codec, decode_chunk, encode_chunk
+from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, decode_chunk, encode_chunk
 
 CODECS = [codec_pb2.CODEC_NONE, codec_pb2.CODEC_GZIP, codec_pb2.CODEC_ZSTD]
 BOMB_BYTES = 16 << 20
@@ -128,9 +128,3 @@ def test_a_second_frame_behind_the_first_is_refused(codec: codec_pb2.Codec.Value
 
     with pytest.raises((CorruptDataError, InvalidUploadError)):
         decode_chunk(chunk, 0)
-
-
-def test_the_codec_is_chosen_from_the_bytes() -> None:
-    assert choose_codec(os.urandom(100_000)) == codec_pb2.CODEC_NONE
-    assert choose_codec(b'{"epochs": 10}' * 1_000) == codec_pb2.CODEC_ZSTD
-    assert choose_codec(b"") == codec_pb2.CODEC_NONE

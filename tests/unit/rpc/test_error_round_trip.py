@@ -19,6 +19,8 @@ from ktrdr_core.errors import (
     InvalidSpecError,
     KtrdrError,
     NoSlotError,
+    PermissionDeniedError,
+    UnauthenticatedError,
     UnavailableError,
     UnreachableError,
     error_classes,
@@ -95,7 +97,8 @@ def test_trailers_stay_below_the_8_kb_every_peer_takes(
         (grpc.StatusCode.RESOURCE_EXHAUSTED, UnavailableError),
         (grpc.StatusCode.DATA_LOSS, CorruptDataError),
         (grpc.StatusCode.UNKNOWN, InternalError),
-        (grpc.StatusCode.PERMISSION_DENIED, InternalError),
+        (grpc.StatusCode.PERMISSION_DENIED, PermissionDeniedError),
+        (grpc.StatusCode.UNAUTHENTICATED, UnauthenticatedError),
     ],
 )
 def test_a_status_of_grpc_itself_becomes_the_nearest_class(code: grpc.StatusCode, cls: type[KtrdrError]) -> None:

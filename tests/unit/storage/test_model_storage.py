@@ -6,28 +6,7 @@ from pathlib import Path
 import pytest
 
 from ktrdr_core.errors import CorruptDataError, InvalidInputError, ModelNotFoundError, NotFoundError
-from ktrdr_core.storage.artifact import write_artifact
-from ktrdr_core.storage.model_storage import ModelStorage
-from ktrdr_core.storage.stored_model import StoredModel
-from tests.kit.artifacts import make_artifact
-
-
-class Shelf:
-    """A store, and a way to publish small artifacts into it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.storage = ModelStorage(root / "models")
-        self._count = 0
-
-    def stage(self, *, name: str = "small", seed: int = 1, symbols: tuple[str, ...] = ("EURUSD",)) -> Path:
-        self._count += 1
-        directory = self.root / f"staged{self._count}"
-        write_artifact(directory, make_artifact(name=name, seed=seed, symbols=symbols))
-        return directory
-
-    def publish(self, training_id: str = "", attempt: int = 0, **kwargs: object) -> StoredModel:
-        return self.storage.publish(self.stage(**kwargs), training_id=training_id, attempt=attempt)  # type: ignore[arg-type]
+from tests.kit.model_shelf import Shelf, names
 
 
 @pytest.fixture
@@ -82,10 +61,12 @@ def test_path_in_a_model_name_is_refused(shelf: Shelf, name: str) -> None:
 
 def test_path_as_strategy_name_writes_nothing_outside_the_store(shelf: Shelf) -> None:
     directory = shelf.stage(name="../../x")
-    before = sorted(shelf.root.iterdir())
+    before = sorted(shelf.root.rglob("*"))
     with pytest.raises(InvalidInputError, match="strategy name"):
         shelf.storage.publish(directory)
-    assert sorted(shelf.root.iterdir()) == before
+    with pytest.raises(InvalidInputError, match="strategy name"):
+        shelf.storage.keep_aside(directory, training_id="t1", attempt=1)
+    assert sorted(shelf.root.rglob("*")) == before
 
 
 def test_path_as_symbol_is_refused(shelf: Shelf) -> None:
@@ -96,7 +77,7 @@ def test_path_as_symbol_is_refused(shelf: Shelf) -> None:
 def test_same_digest_for_the_same_attempt_is_published_once(shelf: Shelf) -> None:
     first = shelf.publish("t1", 1, seed=5)
     again = shelf.publish("t1", 1, seed=5)
-    assert again == first
+    assert again == first == shelf.storage.get(first.name)
     assert len(shelf.storage.list()) == 1
     assert [entry.name for entry in shelf.root.iterdir()] == ["models"]
 
@@ -131,7 +112,8 @@ def test_version_that_exists_is_never_replaced(shelf: Shelf) -> None:
 def test_damaged_version_does_not_hide_the_others(shelf: Shelf) -> None:
     broken, good = shelf.publish(seed=1), shelf.publish(seed=2)
     (broken.path / "metrics.json").write_text("{")
-    assert ModelStorage(shelf.storage.root).list() == [good]
+    (shelf.storage.root / ".index.sqlite").unlink()
+    assert names(shelf.storage.list()) == [good.name]
 
 
 def test_half_made_directories_are_not_listed(shelf: Shelf) -> None:
@@ -139,7 +121,7 @@ def test_half_made_directories_are_not_listed(shelf: Shelf) -> None:
     (shelf.storage.root / ".staging" / "abc").mkdir(parents=True)
     (shelf.storage.root / "small" / ".EURUSD_1h_v2.tmp").mkdir()
     (shelf.storage.root / "small" / "notes").mkdir()
-    assert shelf.storage.list() == [model]
+    assert names(shelf.storage.list()) == [model.name]
 
 
 def test_deleted_number_is_not_given_again_and_latest_moves_back(shelf: Shelf) -> None:
@@ -152,8 +134,9 @@ def test_deleted_number_is_not_given_again_and_latest_moves_back(shelf: Shelf) -
 
 def test_deleting_the_only_version_leaves_no_latest(shelf: Shelf) -> None:
     shelf.publish()
-    shelf.storage.delete("small/EURUSD_1h_latest")
+    shelf.storage.delete("small/EURUSD_1h_v1")
     assert shelf.storage.list() == []
+    assert not (shelf.storage.root / "small" / "EURUSD_1h_latest").is_symlink()
     with pytest.raises(ModelNotFoundError):
         shelf.storage.load("small/EURUSD_1h_latest")
 
@@ -172,17 +155,18 @@ def test_list_is_newest_first_and_filters_by_strategy(shelf: Shelf) -> None:
     shelf.publish(seed=1)
     shelf.publish(name="other", seed=2)
     shelf.publish(seed=3)
-    assert [model.name for model in shelf.storage.list()] == [
+    assert names(shelf.storage.list()) == [
         "small/EURUSD_1h_v2",
         "other/EURUSD_1h_v1",
         "small/EURUSD_1h_v1",
     ]
-    assert [model.name for model in shelf.storage.list("other")] == ["other/EURUSD_1h_v1"]
+    assert names(shelf.storage.list("other")) == ["other/EURUSD_1h_v1"]
 
 
 def test_store_opened_again_knows_its_models(shelf: Shelf) -> None:
     model = shelf.publish("t1", 1)
-    assert ModelStorage(shelf.storage.root).list() == [model]
+    assert shelf.reopen().get(model.name) == model
+    assert names(shelf.reopen().list()) == [model.name]
 
 
 def test_long_symbol_lists_get_a_bounded_name(shelf: Shelf) -> None:

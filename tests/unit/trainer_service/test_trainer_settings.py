@@ -68,9 +68,9 @@ def test_a_trainer_that_a_backend_cannot_reach_says_where_it_can(host: str) -> N
         TrainerSettings(**parse_flags(["--host", host, "--backend", "a:1"]))
 
     settings = TrainerSettings(
-        **parse_flags(["--host", host, "--backend", "a:1", "--advertise-address", "gpu.lan:50052"])
+        **parse_flags(["--host", host, "--backend", "a:1", "--advertise-address", "gpu.lan:50052", "--insecure"])
     )
 
     assert settings.advertise_address == "gpu.lan:50052"
-    assert TrainerSettings(host=host).backends == ()
-    assert TrainerSettings(host="gpu.lan", backends=("a:1",)).advertise_address == ""
+    assert TrainerSettings(host=host, insecure=True).backends == ()
+    assert TrainerSettings(host="gpu.lan", backends=("a:1",), insecure=True).advertise_address == ""

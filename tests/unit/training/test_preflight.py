@@ -110,7 +110,6 @@ def test_config_holds_every_setting_and_is_plain_json() -> None:
         "sell_threshold": None,
         "validation_split": 0.15,
         "data_split": {"train": 0.7, "validation": 0.15, "test": 0.15, "embargo_bars": 0},
-        "data_mode": "local",
     }
     assert config["model_config"] == {
         "type": "mlp",
@@ -300,13 +299,13 @@ def test_strategy_for_several_symbols_trains_on_the_one_that_is_asked_for() -> N
 def test_csv_mode_reads_csv_files_only(tmp_path: Path) -> None:
     from pyarrow import csv, parquet
 
-    assert plan(data_mode=DataMode.CSV).config["training_config"]["data_mode"] == "csv"
+    assert plan(data_mode=DataMode.CSV).config == plan(data_mode=DataMode.LOCAL).config
     path = write_bars_csv(tmp_path)
     parquet.write_table(csv.read_csv(path), path.with_suffix(".parquet"))
     path.unlink()
     store = DirectoryBarStore(tmp_path)
     assert plan(store=store).symbols == ("EURUSD",)
-    with pytest.raises(InvalidSpecError, match="EURUSD 1h is stored as parquet; use local"):
+    with pytest.raises(InvalidSpecError, match="EURUSD 1h is stored as parquet; use backend or local"):
         plan(store=store, data_mode=DataMode.CSV)
 
 

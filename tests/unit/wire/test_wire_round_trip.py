@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ktrdr.training.v1 import progress_event_pb2, training_spec_pb2
+from ktrdr.training.v1.data_mode_pb2 import DATA_MODE_UNSPECIFIED
 
 from ktrdr_core.domain.progress import (
     BatchDetail,
@@ -141,6 +142,7 @@ def test_every_enum_value_comes_back() -> None:
     assert [int(step_to_proto(step)) for step in TrainingStep] == [int(step) for step in TrainingStep]
     assert [mode_from_proto(mode_to_proto(mode)) for mode in (None, *ExecutionMode)] == [None, *ExecutionMode]
     assert [data_mode_from_proto(data_mode_to_proto(mode)) for mode in DataMode] == list(DataMode)
+    assert data_mode_from_proto(DATA_MODE_UNSPECIFIED) is DataMode.BACKEND
     assert [model_type_from_proto(model_type_to_proto(name)) for name in (None, "mlp", "gru")] == [None, "mlp", "gru"]
 
 

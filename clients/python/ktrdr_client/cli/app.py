@@ -16,12 +16,16 @@ from ktrdr_client.cli.errors import tell, write_json_error
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.models_app import models_app
 from ktrdr_client.cli.options import FLAG, EndDate, Json, StartDate, TrainingId, go, session_of
+from ktrdr_client.cli.security_app import security_app
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.trainers_app import trainers_app
 from ktrdr_client.settings import ClientSettings
 from ktrdr_core.errors import InternalError, InvalidInputError, KtrdrError
 
-_GLOBAL_OPTIONS = ("--backend", "--data-dir", "--debug", "--version")
+_GLOBAL_OPTIONS = (
+    *("--backend", "--data-dir", "--tls-ca", "--tls-cert", "--tls-key", "--token-file"),
+    *("--debug", "--version"),
+)
 # typer carries a click of its own since 0.20; its errors are found through a class both have.
 _UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
 _AnyClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -46,6 +50,7 @@ app.add_typer(backend_app, name="backend")
 app.add_typer(trainer_app, name="trainer")
 app.add_typer(data_app, name="data")
 app.add_typer(trainers_app, name="trainers")
+app.add_typer(security_app, name="security")
 
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -54,6 +59,12 @@ class Mode(StrEnum):
     AUTO = "auto"
     LOCAL = "local"
     HOST = "host"
+
+
+class BarsFrom(StrEnum):
+    BACKEND = "backend"
+    LOCAL = "local"
+    CSV = "csv"
 
 
 def _print_version(is_asked: bool) -> None:
@@ -78,6 +89,17 @@ def main_options(
         Path | None,
         typer.Option(help="State of the embedded backend; also KTRDR_DATA_DIR. Default: ~/.local/share/ktrdr."),
     ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CA of the backend, for TLS; also KTRDR_TLS_CA.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Own certificate, where the backend wants one; also KTRDR_TLS_CERT."),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key; also KTRDR_TLS_KEY.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the token to send; also KTRDR_TOKEN_FILE.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", metavar=FLAG, help="Show tracebacks.")] = False,
     version: Annotated[
         bool,
@@ -87,7 +109,16 @@ def main_options(
     ] = False,
 ) -> None:
     del version  # its callback has ended the run
-    context.obj = CliSession(settings=ClientSettings.load(backend=backend, data_dir=data_dir, is_debug=debug))
+    settings = ClientSettings.load(
+        backend=backend,
+        data_dir=data_dir,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        token_file=token_file,
+        is_debug=debug,
+    )
+    context.obj = CliSession(settings=settings)
 
 
 # Trainings
@@ -105,6 +136,10 @@ def train(
     start: StartDate = None,
     end: EndDate = None,
     mode: Annotated[Mode | None, typer.Option(help="Where to run. Default: as the backend is configured.")] = None,
+    data_mode: Annotated[
+        BarsFrom | None,
+        typer.Option(help="Bars of the backend (default), or of the machine that trains: its store, its CSV files."),
+    ] = None,
     require_gpu: Annotated[
         bool, typer.Option("--require-gpu", metavar=FLAG, help="Fail rather than run without a GPU.")
     ] = False,
@@ -143,6 +178,7 @@ def train(
         start=start,
         end=end,
         mode=mode.value if mode else None,
+        data_mode=data_mode.value if data_mode else None,
         require_gpu=require_gpu,
         epochs=epochs,
         batch_size=batch_size,
@@ -285,6 +321,9 @@ def up(
     bars_dir: Annotated[Path | None, typer.Option(help="Bars. Default: data.")] = None,
     strategies_dir: Annotated[Path | None, typer.Option(help="Strategies. Default: strategies.")] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", metavar=FLAG, help="Let other machines in without TLS and tokens.")
+    ] = False,
 ) -> int:
     """Run a backend and a trainer here, together, until Ctrl-C."""
     from ktrdr_client.cli.service_commands import up as body
@@ -299,6 +338,7 @@ def up(
             bars_dir=bars_dir or session.settings.bars_dir,
             strategies_dir=strategies_dir or session.settings.strategies_dir,
             log_level=log_level,
+            is_insecure=insecure,
         ),
     )
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
-
-import typer
 
 from ktrdr_client.async_client import AsyncClient
 from ktrdr_client.cli import exit_codes, json_lines
+from ktrdr_client.cli.confirm import is_confirmed
 from ktrdr_client.cli.errors import tell, write_json_error
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.find import find_training_ids
@@ -68,15 +66,12 @@ async def _cancel_queued(session: CliSession, client: AsyncClient, *, yes: bool)
     if not queued:
         session.note("no training is queued")
         return ExitCode.OK
-    if not yes:
-        if not sys.stdin.isatty():
-            raise InvalidInputError(
-                f"{len(queued)} trainings are queued, and there is no terminal to confirm on; add --yes to cancel them",
-                field="--yes",
-            )
-        if not await asyncio.to_thread(typer.confirm, f"Cancel {len(queued)} queued trainings?", err=session.is_json):
-            session.note("nothing was cancelled")
-            return ExitCode.CANCELLED
+    what = f"{len(queued)} trainings are queued and would be cancelled"
+    if not await asyncio.to_thread(
+        is_confirmed, session, f"Cancel {len(queued)} queued trainings?", yes=yes, what=what
+    ):
+        session.note("nothing was cancelled")
+        return ExitCode.CANCELLED
     code = await _cancel_several(session, client, queued, save_checkpoint=False, may_have_ended=True)
     if code == ExitCode.OK and not session.is_json:
         session.note(f"{len(queued)} queued trainings have ended")

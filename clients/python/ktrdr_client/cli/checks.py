@@ -19,7 +19,8 @@ from ktrdr_client.keepalive_probe import HOLD_S, probe_keepalive
 from ktrdr_client.trainer_client import AsyncTrainerClient
 from ktrdr_client.types import BackendConfig, TrainerInfo, TrainerStatus
 from ktrdr_core.addresses import is_loopback
-from ktrdr_core.errors import KtrdrError, VersionSkewError
+from ktrdr_core.errors import KtrdrError, PermissionDeniedError, UnauthenticatedError, VersionSkewError
+from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.versions import check_versions, own_version
 
 MAX_CLOCK_DIFFERENCE_S = 2.0
@@ -81,10 +82,10 @@ def check_version(backend: str) -> Check:
     return Check(name="version", status=Status.OK, message=f"backend {backend}")
 
 
-async def check_keepalive(address: str) -> Check:
+async def check_keepalive(address: str, security: ChannelSecurity | None = None) -> Check:
     """Check that an idle stream to the backend lives."""
     try:
-        await probe_keepalive(address)
+        await probe_keepalive(address, security=security)
     except KtrdrError as error:
         return Check(
             name="keepalive",
@@ -202,12 +203,12 @@ def check_trainer(trainer: TrainerStatus, *, backend_version: str) -> Check:
     return Check(name=name, status=Status.OK, message=text)
 
 
-async def check_trainer_itself(trainer: TrainerStatus) -> list[Check]:
+async def check_trainer_itself(trainer: TrainerStatus, security: ChannelSecurity | None = None) -> list[Check]:
     """Ask a trainer directly for its clock and disk; that it cannot be reached from here is no problem."""
     name = f"clock of {trainer.address}"
     asked_at = datetime.now(UTC)
     try:
-        async with AsyncTrainerClient(trainer.address, timeout_s=_TRAINER_TIMEOUT_S) as client:
+        async with AsyncTrainerClient(trainer.address, timeout_s=_TRAINER_TIMEOUT_S, security=security) as client:
             info = await client.get_server_info()
     except KtrdrError:
         return [
@@ -260,11 +261,21 @@ def is_here(address: str) -> bool:
     return is_loopback(address.rpartition(":")[0])
 
 
-async def check_backend(address: str) -> tuple[list[Check], bool]:
+async def check_backend(address: str, security: ChannelSecurity | None = None) -> tuple[list[Check], bool]:
     """Check a backend and all it knows; False if it cannot be reached."""
-    async with AsyncClient(address, timeout_s=_TIMEOUT_S) as client:
+    async with AsyncClient(address, timeout_s=_TIMEOUT_S, security=security) as client:
         try:
             config = await client.get_config()
+        except (UnauthenticatedError, PermissionDeniedError) as error:
+            return [
+                Check(name="backend", status=Status.OK, message=f"{address} answers"),
+                Check(
+                    name="token",
+                    status=Status.PROBLEM,
+                    message=error.message,
+                    advice="make one where the services' table is: ktrdr security token add NAME --scopes train",
+                ),
+            ], True
         except KtrdrError as error:
             return [
                 Check(
@@ -277,12 +288,12 @@ async def check_backend(address: str) -> tuple[list[Check], bool]:
         checks = [
             Check(name="backend", status=Status.OK, message=f"{address} answers"),
             check_version(config.version),
-            await check_keepalive(address),
+            await check_keepalive(address, security),
         ]
         try:
             trainers = await client.list_trainers()
             checks += [check_trainer(each, backend_version=config.version) for each in trainers]
-            for found in await asyncio.gather(*map(check_trainer_itself, trainers)):
+            for found in await asyncio.gather(*(check_trainer_itself(each, security) for each in trainers)):
                 checks += found
             checks += [check_places(config, trainers), await check_strategies(client, config)]
         except KtrdrError as error:

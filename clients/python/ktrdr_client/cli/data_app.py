@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ktrdr_client.cli.options import FLAG, Json, session_of
+from ktrdr_client.cli.options import FLAG, EndDate, Json, StartDate, go, session_of
 
-data_app = typer.Typer(help="The bars on this machine.", no_args_is_help=True)
+data_app = typer.Typer(help="Bars, on this machine and in the backend.", no_args_is_help=True)
 
 
 BarsDir = Annotated[Path | None, typer.Option(help="Store of bars. Default: KTRDR_BARS_DIR, or data.")]
+Remote = Annotated[bool, typer.Option("--remote", metavar=FLAG, help="The backend's store, not one of this machine.")]
 
 
 @data_app.command(name="import")
@@ -41,12 +42,12 @@ def data_import(
     ] = False,
     merge: Annotated[bool, typer.Option("--merge", metavar=FLAG, help="Add the bars to the stored series.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", metavar=FLAG, help="Import without asking.")] = False,
+    remote: Remote = False,
     bars_dir: BarsDir = None,
     as_json: Json = False,
 ) -> int:
     """Import bars: say what was understood, ask, store."""
     from ktrdr_client.cli.data_commands import ImportArguments
-    from ktrdr_client.cli.data_commands import import_files as body
 
     arguments = ImportArguments(
         files=tuple(files),
@@ -62,15 +63,45 @@ def data_import(
         yes=yes,
         bars_dir=bars_dir,
     )
-    return body(session_of(context, is_json=as_json), arguments)
+    session = session_of(context, is_json=as_json)
+    if remote:
+        from ktrdr_client.cli.remote_data_commands import send_files
+
+        return go(send_files(session, arguments))
+    from ktrdr_client.cli.data_commands import import_files
+
+    return import_files(session, arguments)
 
 
 @data_app.command(name="list")
-def data_list(context: typer.Context, bars_dir: BarsDir = None, as_json: Json = False) -> int:
-    """List the series on this machine."""
-    from ktrdr_client.cli.data_commands import list_series as body
+def data_list(context: typer.Context, remote: Remote = False, bars_dir: BarsDir = None, as_json: Json = False) -> int:
+    """List the series of a store."""
+    session = session_of(context, is_json=as_json)
+    if remote:
+        from ktrdr_client.cli.remote_data_commands import list_remote_series
 
-    return body(session_of(context, is_json=as_json), bars_dir=bars_dir)
+        return go(list_remote_series(session, bars_dir=bars_dir))
+    from ktrdr_client.cli.data_commands import list_series
+
+    return list_series(session, bars_dir=bars_dir)
+
+
+@data_app.command(name="pull")
+def data_pull(
+    context: typer.Context,
+    symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="Instrument.")],
+    timeframe: Annotated[str, typer.Argument(metavar="TIMEFRAME", help="Length of a bar.")],
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Parquet file. Default: SYMBOL_TIMEFRAME.parquet, here.")
+    ] = None,
+    start: StartDate = None,
+    end: EndDate = None,
+    as_json: Json = False,
+) -> int:
+    """Fetch bars of the backend into a Parquet file."""
+    from ktrdr_client.cli.remote_data_commands import pull as body
+
+    return go(body(session_of(context, is_json=as_json), symbol, timeframe, to=to, start=start, end=end))
 
 
 @data_app.command(name="check")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import typer
+from typing import TYPE_CHECKING, TypeVar
 
 from ktrdr_client.cli import json_lines
+from ktrdr_client.cli.confirm import is_confirmed
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_fields, say_table
@@ -17,8 +16,10 @@ from ktrdr_core.errors import InvalidBarsError, InvalidInputError, SeriesNotFoun
 
 if TYPE_CHECKING:
     from ktrdr_core.data.bar_store import DirectoryBarStore, SeriesInfo
-    from ktrdr_core.data.importer import ImportRequest, StagedImport
+    from ktrdr_core.data.importer import IfExists, ImportRequest, StagedImport
     from ktrdr_core.data.quality import SeriesReport
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,29 +42,16 @@ class ImportArguments:
 
 def import_files(session: CliSession, arguments: ImportArguments) -> int:
     """Import files of bars: say what was understood, ask, publish."""
-    from ktrdr_core.data.importer import stage_import
+    from ktrdr_core.data.importer import IfExists, stage_import
 
-    request = _request(session, arguments)
+    if_exists = chosen(arguments, refuse=IfExists.REFUSE, merge=IfExists.MERGE, replace=IfExists.REPLACE)
+    request = build_request(arguments, store=_directory(session, arguments.bars_dir), if_exists=if_exists)
     with stage_import(request) as staged:
-        if not session.is_json:
-            _say_understood(session, staged, request)
-        if not arguments.yes and not _is_confirmed(session, request):
-            session.note("nothing was imported")
+        if not is_agreed(session, staged, request, yes=arguments.yes, to=str(request.store)):
             return ExitCode.CANCELLED
         staged.publish()
     if session.is_json:
-        session.write_json(
-            json_lines.line(
-                "data_import",
-                {
-                    "bars_dir": str(request.store),
-                    "files": staged.files,
-                    "timezone": staged.timezone,
-                    "repairs": dict(staged.repairs),
-                    "series": staged.series,
-                },
-            )
-        )
+        write_import(session, staged, bars_dir=str(request.store), series=staged.series)
         return ExitCode.OK
     for series in staged.series:
         session.say(f"imported {series.symbol} {series.timeframe} into {request.store}: {series.num_bars:,} bars")
@@ -74,35 +62,8 @@ def import_files(session: CliSession, arguments: ImportArguments) -> int:
 def list_series(session: CliSession, *, bars_dir: Path | None) -> int:
     """List the series of the store; what a CSV file holds is read from it."""
     store = _store(session, bars_dir)
-    rows = []
-    for info in store.list_series():
-        known, problem = _with_facts(store, info)
-        if session.is_json:
-            session.write_json(
-                json_lines.line(
-                    "series",
-                    {
-                        "symbol": known.symbol,
-                        "timeframe": known.timeframe,
-                        "file_format": known.file_format,
-                        "num_bars": known.num_bars,
-                        "first_day": known.first_day,
-                        "last_day": known.last_day,
-                        "error": problem,
-                    },
-                )
-            )
-        num_bars = "-" if known.num_bars is None else f"{known.num_bars:,}"
-        days = ("-" if day is None else day.isoformat() for day in (known.first_day, known.last_day))
-        rows.append((known.symbol, known.timeframe, known.file_format, num_bars, *days, problem))
-    if not session.is_json:
-        directory = bars_dir or session.settings.bars_dir
-        say_table(
-            session,
-            ("symbol", "timeframe", "format", "bars", "first (UTC)", "last (UTC)", ""),
-            rows,
-            empty=f"no bars in {directory}; import some with: ktrdr data import FILE --symbol SYMBOL --timeframe 1h",
-        )
+    found = [_with_facts(store, info) for info in store.list_series()]
+    say_series(session, found, where=str(bars_dir or session.settings.bars_dir))
     return ExitCode.OK
 
 
@@ -147,17 +108,22 @@ def check(
     return ExitCode.FAILED if has_failed else ExitCode.OK
 
 
-def _request(session: CliSession, arguments: ImportArguments) -> ImportRequest:
-    from ktrdr_core.data.column_roles import parse_columns, parse_scale
-    from ktrdr_core.data.importer import IfExists, ImportRequest
-    from ktrdr_core.data.time_formats import parse_time_format
-
+def chosen(arguments: ImportArguments, *, refuse: T, merge: T, replace: T) -> T:
+    """Return what was asked for about a series that is stored already."""
     if arguments.replace and arguments.merge:
         raise InvalidInputError("--replace and --merge exclude each other; give one", field="--replace")
-    if_exists = IfExists.REPLACE if arguments.replace else IfExists.MERGE if arguments.merge else IfExists.REFUSE
+    return replace if arguments.replace else merge if arguments.merge else refuse
+
+
+def build_request(arguments: ImportArguments, *, store: Path, if_exists: IfExists) -> ImportRequest:
+    """Return the import of what was typed into `store`."""
+    from ktrdr_core.data.column_roles import parse_columns, parse_scale
+    from ktrdr_core.data.importer import ImportRequest
+    from ktrdr_core.data.time_formats import parse_time_format
+
     return ImportRequest(
         files=tuple(path.expanduser() for path in arguments.files),
-        store=_directory(session, arguments.bars_dir),
+        store=store,
         symbol=arguments.symbol,
         timeframe=arguments.timeframe,
         timezone=arguments.timezone,
@@ -167,6 +133,63 @@ def _request(session: CliSession, arguments: ImportArguments) -> ImportRequest:
         is_repair=arguments.repair,
         if_exists=if_exists,
     )
+
+
+def is_agreed(session: CliSession, staged: StagedImport, request: ImportRequest, *, yes: bool, to: str) -> bool:
+    """Say what was understood, ask, and return the answer."""
+    if not session.is_json:
+        _say_understood(session, staged, request)
+    is_yes = is_confirmed(session, f"Import into {to}?", yes=yes, what=f"{len(staged.series)} series would be imported")
+    if not is_yes:
+        session.note("nothing was imported")
+    return is_yes
+
+
+def write_import(session: CliSession, staged: StagedImport, *, bars_dir: str | None, series: object) -> None:
+    """Print the JSON line of an import."""
+    session.write_json(
+        json_lines.line(
+            "data_import",
+            {
+                "bars_dir": bars_dir,
+                "files": staged.files,
+                "timezone": staged.timezone,
+                "repairs": dict(staged.repairs),
+                "series": series,
+            },
+        )
+    )
+
+
+def say_series(session: CliSession, found: Sequence[tuple[SeriesInfo, str]], *, where: str) -> None:
+    """Print series, each with what is wrong with it, as a table or as JSON lines."""
+    rows = []
+    for known, problem in found:
+        if session.is_json:
+            session.write_json(
+                json_lines.line(
+                    "series",
+                    {
+                        "symbol": known.symbol,
+                        "timeframe": known.timeframe,
+                        "file_format": known.file_format or None,
+                        "num_bars": known.num_bars,
+                        "first_day": known.first_day,
+                        "last_day": known.last_day,
+                        "error": problem,
+                    },
+                )
+            )
+        num_bars = "-" if known.num_bars is None else f"{known.num_bars:,}"
+        days = ("-" if day is None else day.isoformat() for day in (known.first_day, known.last_day))
+        rows.append((known.symbol, known.timeframe, known.file_format or "-", num_bars, *days, problem))
+    if not session.is_json:
+        say_table(
+            session,
+            ("symbol", "timeframe", "format", "bars", "first (UTC)", "last (UTC)", ""),
+            rows,
+            empty=f"no bars in {where}; import some with: ktrdr data import FILE --symbol SYMBOL --timeframe 1h",
+        )
 
 
 def _say_understood(session: CliSession, staged: StagedImport, request: ImportRequest) -> None:
@@ -209,15 +232,6 @@ def _say_understood(session: CliSession, staged: StagedImport, request: ImportRe
     )
 
 
-def _is_confirmed(session: CliSession, request: ImportRequest) -> bool:
-    if not sys.stdin.isatty():
-        raise InvalidInputError(
-            "nothing was imported: there is no terminal to confirm on; look at what was understood and add --yes",
-            field="--yes",
-        )
-    return typer.confirm(f"Import into {request.store}?", err=session.is_json)
-
-
 def _with_facts(store: DirectoryBarStore, info: SeriesInfo) -> tuple[SeriesInfo, str]:
     """Return a series with its number of bars and days, or with what is wrong with it."""
     from ktrdr_core.data.bar_store import SeriesInfo
@@ -228,7 +242,8 @@ def _with_facts(store: DirectoryBarStore, info: SeriesInfo) -> tuple[SeriesInfo,
         bars = store.load(info.symbol, info.timeframe)
     except InvalidBarsError as error:
         return info, error.message
-    return SeriesInfo(info.symbol, info.timeframe, info.file_format, len(bars), bars.first_day, bars.last_day), ""
+    bounds = int(bars.times[0]), int(bars.times[-1])
+    return SeriesInfo(info.symbol, info.timeframe, info.file_format, len(bars), *bounds), ""
 
 
 def _say_report(session: CliSession, report: SeriesReport) -> None:

@@ -19,7 +19,9 @@ from ktrdr_client.cli.checks import (
 )
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.session import CliSession
+from ktrdr_client.cli.tls_checks import check_tls
 from ktrdr_client.embedded import find_running
+from ktrdr_core.errors import KtrdrError
 
 _STYLES = {Status.OK: "green", Status.NOTE: "dim", Status.WARNING: "yellow", Status.PROBLEM: "red"}
 
@@ -42,8 +44,17 @@ async def doctor(session: CliSession) -> int:
             text = f"process {running.pid}, backend {running.backend}, trainer {running.trainer}"
             checks.append(Check(name="embedded backend", status=Status.OK, message=text))
     if address is not None:
-        found, is_reached = await check_backend(address)
-        checks += found
+        if settings.backend is not None:  # an embedded one has neither TLS nor tokens
+            checks += await asyncio.to_thread(check_tls, address, settings)
+        try:
+            security = session.security()
+            if security is not None:
+                security.check(address)
+        except KtrdrError:
+            is_reached = False  # the checks of TLS have told why
+        else:
+            found, is_reached = await check_backend(address, security)
+            checks += found
     _tell(session, checks)
     if not is_reached:
         return ExitCode.UNREACHABLE

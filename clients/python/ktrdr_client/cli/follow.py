@@ -17,6 +17,7 @@ from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.signals import signals
 from ktrdr_client.cli.views import JsonView, PlainView, View, queue_sentence
 from ktrdr_client.types import Training
+from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import IllegalStateError, KtrdrError
 
 _END_RETRY_S = 60.0  # the backend may restart between the last event and this
@@ -24,8 +25,10 @@ _REMIND_S = 300.0
 _QUESTION = "\ndetach (d), stop with a checkpoint (s), cancel (c), or go on watching (Enter)? "
 
 
-async def follow(session: CliSession, client: AsyncClient, training: Training) -> int:
+async def follow(session: CliSession, client: AsyncClient, training: Training, *, tells_result: bool = True) -> int:
     """Show a training until it ends or the user lets go of it; returns the exit code.
+
+    Without `tells_result` the end of a training that completed is left to the caller.
 
     Ctrl-C asks on a terminal; a second one detaches at once. Without a terminal the first one detaches, and so does
     SIGTERM always. Detached is exit code 130: the training goes on, but its end is not known here.
@@ -71,7 +74,7 @@ async def follow(session: CliSession, client: AsyncClient, training: Training) -
     ended = await client.get_training(training.training_id, retry_for_s=_END_RETRY_S)
     if session.is_json:
         session.write_json(json_lines.line("result", ended))
-    else:
+    elif tells_result or ended.state is not TrainingState.COMPLETED:
         tell_end(session, ended)
     return exit_codes.of_state(ended.state)
 

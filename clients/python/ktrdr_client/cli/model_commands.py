@@ -2,28 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+
 from ktrdr_client.cli import formats, json_lines
 from ktrdr_client.cli.evaluation_report import tell_evaluation
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.report import baseline_sentence, metrics_table
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_fields, say_table
+from ktrdr_client.cli.train_command import parse_day
+from ktrdr_client.types import Lineage, Model
+from ktrdr_core.storage.model_query import ModelOrder, ModelQuery
 
 
-async def list_models(session: CliSession, strategy: str, limit: int) -> int:
-    """List stored models, newest first."""
+@dataclass(frozen=True, kw_only=True)
+class ListArguments:
+    """What was typed after `ktrdr models list`; "" and None mean not given."""
+
+    strategy: str = ""
+    symbol: str = ""
+    timeframe: str = ""
+    training: str = ""
+    alias: str = ""
+    series_digest: str = ""
+    since: str | None = None
+    until: str | None = None
+    order: ModelOrder = ModelOrder.NEWEST
+    kept_aside: bool = False
+    limit: int = 50
+
+    def query(self) -> ModelQuery:
+        """Return what the backend is asked.
+
+        Raises:
+            InvalidInputError: A day is none.
+        """
+        since, until = parse_day(self.since, "--since"), parse_day(self.until, "--until")
+        return ModelQuery(
+            strategy_name=self.strategy,
+            symbol=self.symbol,
+            timeframe=self.timeframe,
+            training_id=self.training,
+            alias=self.alias,
+            series_digest=self.series_digest,
+            start_time=None if since is None else datetime.combine(since, time(), UTC),
+            end_time=None if until is None else datetime.combine(until, time(), UTC) + timedelta(days=1),
+            order=self.order,
+            kept_aside=self.kept_aside,
+        )
+
+
+async def list_models(session: CliSession, arguments: ListArguments) -> int:
+    """List stored models, or what is kept aside."""
+    query = arguments.query()
     async with session.client() as client:
-        models = await client.list_models(strategy_name=strategy, limit=limit)
+        models = await client.list_models(query, limit=arguments.limit)
     if session.is_json:
         for model in models:
             session.write_json(json_lines.line("model", model))
-        return ExitCode.OK
+    elif query.kept_aside:
+        _say_kept_aside(session, models)
+    elif models or query == ModelQuery(order=query.order):
+        _say_models(session, models)
+    else:
+        session.say("no stored model is like that; without filters `ktrdr models list` shows all")
+    return ExitCode.OK
+
+
+def _say_models(session: CliSession, models: Sequence[Model]) -> None:
     rows = [
         (
             model.name,
             formats.percent(model.test_metrics["accuracy"]),
             formats.percent(model.test_metrics["majority_baseline_accuracy"]),
-            formats.size(sum(file.size_bytes for file in model.files)),
+            formats.percent(model.test_metrics["f1_score"]),
+            formats.loss(model.training_metrics["val_loss"]),
+            formats.size(model.size_bytes),
             formats.moment(model.create_time),
             ", ".join(model.aliases),
         )
@@ -31,11 +87,29 @@ async def list_models(session: CliSession, strategy: str, limit: int) -> int:
     ]
     say_table(
         session,
-        ("name", "test accuracy", "baseline", "size", "created (UTC)", "aliases"),
+        ("name", "test accuracy", "baseline", "F1", "validation loss", "size", "created (UTC)", "aliases"),
         rows,
         empty=f"no models stored yet; train one with: {session.command('train STRATEGY.yaml')}",
     )
-    return ExitCode.OK
+
+
+def _say_kept_aside(session: CliSession, models: Sequence[Model]) -> None:
+    say_table(
+        session,
+        ("name", "strategy", "training", "attempt", "size", "arrived (UTC)"),
+        [
+            (
+                model.name,
+                model.strategy_name,
+                model.training_id,
+                str(model.attempt),
+                formats.size(model.size_bytes),
+                formats.moment(model.create_time),
+            )
+            for model in models
+        ],
+        empty="nothing is kept aside",
+    )
 
 
 async def show(session: CliSession, name: str) -> int:
@@ -49,16 +123,27 @@ async def show(session: CliSession, name: str) -> int:
         session,
         {
             "model": model.name,
+            "kept aside": "the artifact of an attempt that was given up; never published"
+            if model.is_kept_aside
+            else "",
             "id": model.model_id,
             "symbols": ", ".join(model.symbols),
             "timeframes": ", ".join(model.timeframes),
             "aliases": ", ".join(model.aliases),
             "created": formats.moment(model.create_time),
-            "training": model.training_id or "imported",
+            "training": _origin(model),
+            **_lineage_fields(model.lineage),
             "digest": model.artifact_digest,
             "path": model.path,
-            "files": ", ".join(f"{file.name} ({formats.size(file.size_bytes)})" for file in model.files),
+            "size": formats.size(model.size_bytes),
         },
+    )
+    session.say("")
+    say_table(
+        session,
+        ("file", "size", "SHA-256"),
+        [(file.name, formats.size(file.size_bytes), file.sha256) for file in model.files],
+        empty="",
     )
     session.say("")
     session.out.print(metrics_table(model.training_metrics, model.test_metrics))
@@ -68,3 +153,24 @@ async def show(session: CliSession, name: str) -> int:
         session.say("")
         tell_evaluation(session, model.evaluation)
     return ExitCode.OK
+
+
+def _origin(model: Model) -> str:
+    if not model.training_id:
+        return "imported"
+    return f"{model.training_id}, attempt {model.attempt}"
+
+
+def _lineage_fields(lineage: Lineage) -> dict[str, str]:
+    parent = lineage.parent_checkpoint
+    return {
+        "strategy digest": lineage.strategy_digest,
+        "bars": "; ".join(
+            f"{each.symbol} {each.timeframe}, {each.num_bars:,} bars, {each.digest}" for each in lineage.series
+        ),
+        "days": f"{lineage.start_date} to {lineage.end_date}" if lineage.start_date else "",
+        "bars from": lineage.data_mode,
+        "seed": "" if lineage.seed is None else str(lineage.seed),
+        "trained by": f"ktrdr {lineage.code_version}" if lineage.code_version else "",
+        "went on from": "" if parent is None else f"the checkpoint of epoch {parent.epoch}, {parent.sha256}",
+    }

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ktrdr_client.cli import json_lines
 from ktrdr_client.cli.exit_codes import ExitCode
+from ktrdr_client.cli.model_source import model_directory
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_table
 from ktrdr_client.cli.train_command import parse_day
@@ -44,7 +45,7 @@ async def predict(
     if importlib.util.find_spec("torch") is None:
         raise UnsupportedError("predicting needs torch, which is not installed; run: pip install 'ktrdr[train]'")
     own_bars_dir = session.settings.bars_dir
-    path = _by_path(model)
+    path = model_directory(model)
     if path is None:
         path, served_bars_dir = await _by_name(session, model)
         if not own_bars_dir.is_dir() and served_bars_dir.is_dir():
@@ -132,18 +133,6 @@ def _write_json(session: CliSession, symbol: str, predictions: Predictions, rows
         session.write_json(json_lines.line("prediction", values))
 
 
-def _by_path(model: str) -> Path | None:
-    """Return the model directory `model` is the path of; None if it is no path but a name."""
-    path = Path(model).expanduser()
-    if (path / _WEIGHTS).is_file():
-        return path.resolve()
-    if path.is_dir() or model.startswith((".", "/", "~")):
-        raise ModelNotFoundError(
-            f"{model} is no model directory (it has no {_WEIGHTS}); `ktrdr models list` names those there are"
-        )
-    return None
-
-
 async def _by_name(session: CliSession, model: str) -> tuple[Path, Path]:
     """Return the directory of a model in the backend's store, if it is on this machine, and that of its bars."""
     async with session.client() as client:
@@ -151,7 +140,7 @@ async def _by_name(session: CliSession, model: str) -> tuple[Path, Path]:
         config = await client.get_config()
     if not (Path(stored.path) / _WEIGHTS).is_file():
         raise ModelNotFoundError(
-            f"model {stored.name} is at {stored.path} on the backend's machine and not on this one; run this there, "
-            "or copy that directory here and give its path"
+            f"model {stored.name} is at {stored.path} on the backend's machine and not on this one; bring it here with "
+            f"`{session.command(f'models pull {stored.name}')}`, and give its directory"
         )
     return Path(stored.path), Path(config.bars_path)

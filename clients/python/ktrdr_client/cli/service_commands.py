@@ -34,10 +34,11 @@ async def up(
     bars_dir: Path,
     strategies_dir: Path,
     log_level: str,
+    is_insecure: bool,
 ) -> int:
     """Run a backend and a trainer as children until Ctrl-C, SIGTERM, or until one of them ends."""
     common = ["--host", host, "--data-dir", str(session.settings.data_dir), "--bars-dir", str(bars_dir)]
-    common += ["--log-level", log_level]
+    common += ["--log-level", log_level, *(["--insecure"] if is_insecure else [])]
     supervisor = Supervisor(
         trainer=service_command("trainer_service", [*common, "--port", str(trainer_port)]),
         backend=service_command(

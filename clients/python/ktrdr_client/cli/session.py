@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ktrdr_client.async_client import AsyncClient
+    from ktrdr_core.rpc.channel_security import ChannelSecurity
 
 
 TRAIN_RETRY_S = 30.0
@@ -77,6 +78,22 @@ class CliSession:
             flags = f"--data-dir {shlex.quote(_short(self.settings.data_dir))} "
         return f"ktrdr {flags}{words}"
 
+    def security(self) -> ChannelSecurity | None:
+        """Return TLS and token of the connections; None where there is neither, as to an embedded backend.
+
+        Raises:
+            InvalidInputError: A file cannot be read, or is no good.
+        """
+        settings = self.settings
+        files = (settings.tls_ca, settings.tls_cert, settings.tls_key, settings.token_file)
+        if settings.backend is None or not any(files):
+            return None
+        from ktrdr_core.rpc.channel_security import ChannelSecurity
+
+        return ChannelSecurity(
+            ca=settings.tls_ca, cert=settings.tls_cert, key=settings.tls_key, token_file=settings.token_file
+        )
+
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AsyncClient]:
         """Connect to the backend asked for, or to the embedded one, started if need be."""
@@ -97,13 +114,15 @@ class CliSession:
             retry_for_s=TRAIN_RETRY_S,
             reconnect=ReconnectPolicy(give_up_after_s=_WATCH_GIVE_UP_S),
             on_retry=self._tell_retry,
+            security=self.security(),
         ) as client:
             try:
                 yield client
             except UnreachableError as error:
                 raise UnreachableError(
                     f"the backend at {address} cannot be reached; check the address, start one with "
-                    "`ktrdr backend serve`, or leave --backend out to use an embedded one",
+                    "`ktrdr backend serve`, or leave --backend out to use an embedded one"
+                    f"{'; `ktrdr doctor` tells what is wrong with TLS' if self.settings.tls_ca is not None else ''}",
                     metadata=error.metadata,
                 ) from error
 

@@ -13,10 +13,15 @@ from ktrdr_client.cli.session import CliSession
 from ktrdr_client.types import Training
 from ktrdr_core.config.loader import parse_strategy, read_strategy_text
 from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, RetryMode, Scheduling
-from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
+from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
 from ktrdr_core.errors import InvalidInputError, InvalidSpecError, StrategyNotFoundError
 
 _SUFFIXES = (".yaml", ".yml")
+_BARS_FROM = {
+    DataMode.BACKEND: "the backend",
+    DataMode.LOCAL: "the machine that trains",
+    DataMode.CSV: "CSV files of the machine that trains",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,7 @@ class TrainArguments:
     start: str | None = None
     end: str | None = None
     mode: str | None = None
+    data_mode: str | None = None
     require_gpu: bool = False
     epochs: int | None = None
     batch_size: int | None = None
@@ -119,6 +125,7 @@ def build_spec(arguments: TrainArguments, text: str) -> TrainingSpec:
         learning_rate=arguments.learning_rate,
         require_gpu=arguments.require_gpu,
         execution_mode=ExecutionMode(arguments.mode) if arguments.mode else None,
+        data_mode=DataMode(arguments.data_mode) if arguments.data_mode else DataMode.BACKEND,
         seed=42 if arguments.seed is None else arguments.seed,
     )
 
@@ -186,6 +193,7 @@ def _tell_valid(session: CliSession, training: Training) -> None:
         "batch size": "" if spec.batch_size is None else str(spec.batch_size),
         "learning rate": "" if spec.learning_rate is None else f"{spec.learning_rate:g}",
         "seed": str(spec.seed),
+        "bars from": _BARS_FROM.get(spec.data_mode, spec.data_mode.value),
         "mode": spec.execution_mode.value if spec.execution_mode else "as the backend is configured",
     }
     for key, value in rows.items():

@@ -23,28 +23,33 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from ktrdr.data.v1 import import_mode_pb2 as ktrdr_dot_data_dot_v1_dot_import__mode__pb2
 from ktrdr.data.v1 import series_pb2 as ktrdr_dot_data_dot_v1_dot_series__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'ktrdr/data/v1/market_data_service.proto\x12\rktrdr.data.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aktrdr/data/v1/series.proto\"\x13\n\x11ListSeriesRequest\";\n\x12ListSeriesResponse\x12%\n\x06series\x18\x01 \x03(\x0b\x32\x15.ktrdr.data.v1.Series\"\xa6\x01\n\x0eGetBarsRequest\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x11\n\ttimeframe\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bread_offset\x18\x05 \x01(\x03\"f\n\x0fGetBarsResponse\x12%\n\x06series\x18\x01 \x01(\x0b\x32\x15.ktrdr.data.v1.Series\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\"h\n\x11ImportBarsRequest\x12%\n\x06series\x18\x01 \x01(\x0b\x32\x15.ktrdr.data.v1.Series\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\";\n\x12ImportBarsResponse\x12%\n\x06series\x18\x01 \x01(\x0b\x32\x15.ktrdr.data.v1.Series2\x87\x02\n\x11MarketDataService\x12Q\n\nListSeries\x12 .ktrdr.data.v1.ListSeriesRequest\x1a!.ktrdr.data.v1.ListSeriesResponse\x12J\n\x07GetBars\x12\x1d.ktrdr.data.v1.GetBarsRequest\x1a\x1e.ktrdr.data.v1.GetBarsResponse0\x01\x12S\n\nImportBars\x12 .ktrdr.data.v1.ImportBarsRequest\x1a!.ktrdr.data.v1.ImportBarsResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'ktrdr/data/v1/market_data_service.proto\x12\rktrdr.data.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fktrdr/data/v1/import_mode.proto\x1a\x1aktrdr/data/v1/series.proto\"J\n\x11ListSeriesRequest\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x12ListSeriesResponse\x12%\n\x06series\x18\x01 \x03(\x0b\x32\x15.ktrdr.data.v1.Series\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x10GetSeriesRequest\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x11\n\ttimeframe\x18\x02 \x01(\t\":\n\x11GetSeriesResponse\x12%\n\x06series\x18\x01 \x01(\x0b\x32\x15.ktrdr.data.v1.Series\"\xb6\x01\n\x0eGetBarsRequest\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x11\n\ttimeframe\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bread_offset\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\x0c\"\x90\x01\n\x0fGetBarsResponse\x12%\n\x06series\x18\x01 \x01(\x0b\x32\x15.ktrdr.data.v1.Series\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x18\n\x10total_size_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\x0c\"\xbb\x01\n\x11ImportBarsRequest\x12%\n\x06series\x18\x01 \x01(\x0b\x32\x15.ktrdr.data.v1.Series\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x18\n\x10total_size_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\x0c\x12\'\n\x04mode\x18\x07 \x01(\x0e\x32\x19.ktrdr.data.v1.ImportMode\";\n\x12ImportBarsResponse\x12%\n\x06series\x18\x01 \x01(\x0b\x32\x15.ktrdr.data.v1.Series2\xd7\x02\n\x11MarketDataService\x12Q\n\nListSeries\x12 .ktrdr.data.v1.ListSeriesRequest\x1a!.ktrdr.data.v1.ListSeriesResponse\x12N\n\tGetSeries\x12\x1f.ktrdr.data.v1.GetSeriesRequest\x1a .ktrdr.data.v1.GetSeriesResponse\x12J\n\x07GetBars\x12\x1d.ktrdr.data.v1.GetBarsRequest\x1a\x1e.ktrdr.data.v1.GetBarsResponse0\x01\x12S\n\nImportBars\x12 .ktrdr.data.v1.ImportBarsRequest\x1a!.ktrdr.data.v1.ImportBarsResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.data.v1.market_data_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTSERIESREQUEST']._serialized_start=119
-  _globals['_LISTSERIESREQUEST']._serialized_end=138
-  _globals['_LISTSERIESRESPONSE']._serialized_start=140
-  _globals['_LISTSERIESRESPONSE']._serialized_end=199
-  _globals['_GETBARSREQUEST']._serialized_start=202
-  _globals['_GETBARSREQUEST']._serialized_end=368
-  _globals['_GETBARSRESPONSE']._serialized_start=370
-  _globals['_GETBARSRESPONSE']._serialized_end=472
-  _globals['_IMPORTBARSREQUEST']._serialized_start=474
-  _globals['_IMPORTBARSREQUEST']._serialized_end=578
-  _globals['_IMPORTBARSRESPONSE']._serialized_start=580
-  _globals['_IMPORTBARSRESPONSE']._serialized_end=639
-  _globals['_MARKETDATASERVICE']._serialized_start=642
-  _globals['_MARKETDATASERVICE']._serialized_end=905
+  _globals['_LISTSERIESREQUEST']._serialized_start=152
+  _globals['_LISTSERIESREQUEST']._serialized_end=226
+  _globals['_LISTSERIESRESPONSE']._serialized_start=228
+  _globals['_LISTSERIESRESPONSE']._serialized_end=312
+  _globals['_GETSERIESREQUEST']._serialized_start=314
+  _globals['_GETSERIESREQUEST']._serialized_end=367
+  _globals['_GETSERIESRESPONSE']._serialized_start=369
+  _globals['_GETSERIESRESPONSE']._serialized_end=427
+  _globals['_GETBARSREQUEST']._serialized_start=430
+  _globals['_GETBARSREQUEST']._serialized_end=612
+  _globals['_GETBARSRESPONSE']._serialized_start=615
+  _globals['_GETBARSRESPONSE']._serialized_end=759
+  _globals['_IMPORTBARSREQUEST']._serialized_start=762
+  _globals['_IMPORTBARSREQUEST']._serialized_end=949
+  _globals['_IMPORTBARSRESPONSE']._serialized_start=951
+  _globals['_IMPORTBARSRESPONSE']._serialized_end=1010
+  _globals['_MARKETDATASERVICE']._serialized_start=1013
+  _globals['_MARKETDATASERVICE']._serialized_end=1356
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from ktrdr.data.v1 import import_mode_pb2 as _import_mode_pb2
 from ktrdr.data.v1 import series_pb2 as _series_pb2
 import builtins as _builtins
 import sys
@@ -26,12 +27,25 @@ class ListSeriesRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SYMBOL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    symbol: _builtins.str
+    """Only this symbol; empty: all."""
+    page_size: _builtins.int
+    """Series in a page, 1 to 1000. 0: 1000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
     def __init__(
         self,
+        *,
+        symbol: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "symbol", b"symbol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -44,22 +58,76 @@ class ListSeriesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SERIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[_series_pb2.Series]:
-        """The series, by symbol and timeframe."""
+        """The series, by symbol and timeframe. What is not known without reading the bars is unset."""
 
     def __init__(
         self,
         *,
         series: _abc.Iterable[_series_pb2.Series] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSeriesResponse: _TypeAlias = ListSeriesResponse  # noqa: Y015
+
+@_typing.final
+class GetSeriesRequest(_message.Message):
+    """Request of GetSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYMBOL_FIELD_NUMBER: _builtins.int
+    TIMEFRAME_FIELD_NUMBER: _builtins.int
+    symbol: _builtins.str
+    """Symbol. Required."""
+    timeframe: _builtins.str
+    """Timeframe. Required."""
+    def __init__(
+        self,
+        *,
+        symbol: _builtins.str = ...,
+        timeframe: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["symbol", b"symbol", "timeframe", b"timeframe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSeriesRequest: _TypeAlias = GetSeriesRequest  # noqa: Y015
+
+@_typing.final
+class GetSeriesResponse(_message.Message):
+    """Response of GetSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def series(self) -> _series_pb2.Series:
+        """The series."""
+
+    def __init__(
+        self,
+        *,
+        series: _series_pb2.Series | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["series", b"series"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["series", b"series"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListSeriesResponse: _TypeAlias = ListSeriesResponse  # noqa: Y015
+Global___GetSeriesResponse: _TypeAlias = GetSeriesResponse  # noqa: Y015
 
 @_typing.final
 class GetBarsRequest(_message.Message):
@@ -72,12 +140,17 @@ class GetBarsRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     READ_OFFSET_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     symbol: _builtins.str
     """Symbol. Required."""
     timeframe: _builtins.str
     """Timeframe. Required."""
     read_offset: _builtins.int
     """First byte wanted, to resume."""
+    sha256: _builtins.bytes
+    """SHA-256 the bytes must have, 32 bytes: of a part, or of the first response of an earlier call. Empty: whatever is
+    stored.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """First bar's open time, inclusive. Unset: from the first bar."""
@@ -94,10 +167,11 @@ class GetBarsRequest(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         read_offset: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "read_offset", b"read_offset", "start_time", b"start_time", "symbol", b"symbol", "timeframe", b"timeframe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "read_offset", b"read_offset", "sha256", b"sha256", "start_time", b"start_time", "symbol", b"symbol", "timeframe", b"timeframe"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,15 +187,21 @@ class GetBarsResponse(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     CRC32C_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Offset of the first byte of `data`."""
     data: _builtins.bytes
-    """Bytes of an Arrow IPC stream."""
+    """Bytes of the Parquet file, at most 1 MiB."""
     crc32c: _builtins.int
     """CRC32C (Castagnoli) of `data`."""
+    total_size_bytes: _builtins.int
+    """Size of the whole file. Set in the first response."""
+    sha256: _builtins.bytes
+    """SHA-256 of the whole file; 32 bytes. Set in the first response."""
     @_builtins.property
     def series(self) -> _series_pb2.Series:
-        """The series. Set in the first response."""
+        """The range: its number of bars, times and digest. Set in the first response."""
 
     def __init__(
         self,
@@ -130,10 +210,12 @@ class GetBarsResponse(_message.Message):
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
         crc32c: _builtins.int = ...,
+        total_size_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["series", b"series"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c", "data", b"data", "offset", b"offset", "series", b"series"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c", "data", b"data", "offset", b"offset", "series", b"series", "sha256", b"sha256", "total_size_bytes", b"total_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,15 +231,24 @@ class ImportBarsRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     CRC32C_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Offset of the first byte of `data`."""
     data: _builtins.bytes
-    """Bytes of an Arrow IPC stream."""
+    """Bytes of a Parquet file, at most 1 MiB."""
     crc32c: _builtins.int
     """CRC32C (Castagnoli) of `data`."""
+    total_size_bytes: _builtins.int
+    """Size of the whole file. Set in the first request."""
+    sha256: _builtins.bytes
+    """SHA-256 of the whole file; 32 bytes. Set in the first request."""
+    mode: _import_mode_pb2.ImportMode.ValueType
+    """Read from the first request."""
     @_builtins.property
     def series(self) -> _series_pb2.Series:
-        """The series. Set in the first request."""
+        """Symbol and timeframe; the rest is not read. Set in the first request."""
 
     def __init__(
         self,
@@ -166,10 +257,13 @@ class ImportBarsRequest(_message.Message):
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
         crc32c: _builtins.int = ...,
+        total_size_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        mode: _import_mode_pb2.ImportMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["series", b"series"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c", "data", b"data", "offset", b"offset", "series", b"series"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c", "data", b"data", "mode", b"mode", "offset", b"offset", "series", b"series", "sha256", b"sha256", "total_size_bytes", b"total_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

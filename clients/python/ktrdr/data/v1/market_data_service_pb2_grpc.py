@@ -40,6 +40,11 @@ class MarketDataServiceStub:
                 request_serializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.ListSeriesRequest.SerializeToString,
                 response_deserializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.ListSeriesResponse.FromString,
                 _registered_method=True)
+        self.GetSeries = channel.unary_unary(
+                '/ktrdr.data.v1.MarketDataService/GetSeries',
+                request_serializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.GetSeriesRequest.SerializeToString,
+                response_deserializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.GetSeriesResponse.FromString,
+                _registered_method=True)
         self.GetBars = channel.unary_stream(
                 '/ktrdr.data.v1.MarketDataService/GetBars',
                 request_serializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.GetBarsRequest.SerializeToString,
@@ -57,24 +62,44 @@ class MarketDataServiceServicer:
     """
 
     def ListSeries(self, request, context):
-        """Lists the series of the store. Safe to retry.
-        - UNIMPLEMENTED: filled by a later version.
+        """Lists the series of the store, by symbol and timeframe. Safe to retry.
+        - INVALID_ARGUMENT: bad page size or token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSeries(self, request, context):
+        """Answers one series with its parts and its digest. Safe to retry.
+        - INVALID_ARGUMENT: symbol or timeframe is no name; the stored bars break a rule of the data.
+        - NOT_FOUND: no such series; the message lists those that exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBars(self, request, context):
-        """Streams the bars of one series and range as Arrow bytes, in chunks.
-        - UNIMPLEMENTED: filled by a later version.
+        """Streams the bars of one series and range as the bytes of one Parquet file (columns time, open, high, low, close,
+        volume), in chunks. After a broken stream, ask again with `read_offset` and the `sha256` of the first response:
+        equal ranges of equal bars have equal bytes.
+        - INVALID_ARGUMENT: symbol or timeframe is no name, the range is empty or has no bars, or `read_offset` is outside.
+        - NOT_FOUND: no such series.
+        - FAILED_PRECONDITION: the bytes are not those of `sha256`: the series has changed.
+        - UNAVAILABLE: the backend stops, or its disk cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportBars(self, request_iterator, context):
-        """Imports bars into the store.
-        - UNIMPLEMENTED: filled by a later version.
+        """Imports bars: what they are, then the bytes of one Parquet file with the columns of GetBars. They are stored whole
+        or not at all. Safe to repeat from the start.
+        - INVALID_ARGUMENT: bars break a rule of the data; row and reason are named. Or size, order or columns break the
+        contract.
+        - ALREADY_EXISTS: the series exists, or stored bars of the same time differ, and the mode does not allow that.
+        - DATA_LOSS: a checksum differs.
+        - RESOURCE_EXHAUSTED: more bytes than the backend takes.
+        - UNAVAILABLE: the disk takes no writes, or nothing came for 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +112,11 @@ def add_MarketDataServiceServicer_to_server(servicer, server):
                     servicer.ListSeries,
                     request_deserializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.ListSeriesRequest.FromString,
                     response_serializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.ListSeriesResponse.SerializeToString,
+            ),
+            'GetSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSeries,
+                    request_deserializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.GetSeriesRequest.FromString,
+                    response_serializer=ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.GetSeriesResponse.SerializeToString,
             ),
             'GetBars': grpc.unary_stream_rpc_method_handler(
                     servicer.GetBars,
@@ -127,6 +157,33 @@ class MarketDataService:
             '/ktrdr.data.v1.MarketDataService/ListSeries',
             ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.ListSeriesRequest.SerializeToString,
             ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.ListSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktrdr.data.v1.MarketDataService/GetSeries',
+            ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.GetSeriesRequest.SerializeToString,
+            ktrdr_dot_data_dot_v1_dot_market__data__service__pb2.GetSeriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

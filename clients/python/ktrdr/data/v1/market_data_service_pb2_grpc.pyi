@@ -34,16 +34,32 @@ class MarketDataServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MarketDataServiceAsyncStub: ...
     ListSeries: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.ListSeriesRequest, _market_data_service_pb2.ListSeriesResponse]
-    """Lists the series of the store. Safe to retry.
-    - UNIMPLEMENTED: filled by a later version.
+    """Lists the series of the store, by symbol and timeframe. Safe to retry.
+    - INVALID_ARGUMENT: bad page size or token.
+    """
+    GetSeries: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.GetSeriesRequest, _market_data_service_pb2.GetSeriesResponse]
+    """Answers one series with its parts and its digest. Safe to retry.
+    - INVALID_ARGUMENT: symbol or timeframe is no name; the stored bars break a rule of the data.
+    - NOT_FOUND: no such series; the message lists those that exist.
     """
     GetBars: _grpc.UnaryStreamMultiCallable[_market_data_service_pb2.GetBarsRequest, _market_data_service_pb2.GetBarsResponse]
-    """Streams the bars of one series and range as Arrow bytes, in chunks.
-    - UNIMPLEMENTED: filled by a later version.
+    """Streams the bars of one series and range as the bytes of one Parquet file (columns time, open, high, low, close,
+    volume), in chunks. After a broken stream, ask again with `read_offset` and the `sha256` of the first response:
+    equal ranges of equal bars have equal bytes.
+    - INVALID_ARGUMENT: symbol or timeframe is no name, the range is empty or has no bars, or `read_offset` is outside.
+    - NOT_FOUND: no such series.
+    - FAILED_PRECONDITION: the bytes are not those of `sha256`: the series has changed.
+    - UNAVAILABLE: the backend stops, or its disk cannot be read.
     """
     ImportBars: _grpc.StreamUnaryMultiCallable[_market_data_service_pb2.ImportBarsRequest, _market_data_service_pb2.ImportBarsResponse]
-    """Imports bars into the store.
-    - UNIMPLEMENTED: filled by a later version.
+    """Imports bars: what they are, then the bytes of one Parquet file with the columns of GetBars. They are stored whole
+    or not at all. Safe to repeat from the start.
+    - INVALID_ARGUMENT: bars break a rule of the data; row and reason are named. Or size, order or columns break the
+      contract.
+    - ALREADY_EXISTS: the series exists, or stored bars of the same time differ, and the mode does not allow that.
+    - DATA_LOSS: a checksum differs.
+    - RESOURCE_EXHAUSTED: more bytes than the backend takes.
+    - UNAVAILABLE: the disk takes no writes, or nothing came for 30 s.
     """
 
 @_typing.type_check_only
@@ -52,16 +68,32 @@ class MarketDataServiceAsyncStub(MarketDataServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListSeries: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.ListSeriesRequest, _market_data_service_pb2.ListSeriesResponse]  # type: ignore[assignment]
-    """Lists the series of the store. Safe to retry.
-    - UNIMPLEMENTED: filled by a later version.
+    """Lists the series of the store, by symbol and timeframe. Safe to retry.
+    - INVALID_ARGUMENT: bad page size or token.
+    """
+    GetSeries: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.GetSeriesRequest, _market_data_service_pb2.GetSeriesResponse]  # type: ignore[assignment]
+    """Answers one series with its parts and its digest. Safe to retry.
+    - INVALID_ARGUMENT: symbol or timeframe is no name; the stored bars break a rule of the data.
+    - NOT_FOUND: no such series; the message lists those that exist.
     """
     GetBars: _aio.UnaryStreamMultiCallable[_market_data_service_pb2.GetBarsRequest, _market_data_service_pb2.GetBarsResponse]  # type: ignore[assignment]
-    """Streams the bars of one series and range as Arrow bytes, in chunks.
-    - UNIMPLEMENTED: filled by a later version.
+    """Streams the bars of one series and range as the bytes of one Parquet file (columns time, open, high, low, close,
+    volume), in chunks. After a broken stream, ask again with `read_offset` and the `sha256` of the first response:
+    equal ranges of equal bars have equal bytes.
+    - INVALID_ARGUMENT: symbol or timeframe is no name, the range is empty or has no bars, or `read_offset` is outside.
+    - NOT_FOUND: no such series.
+    - FAILED_PRECONDITION: the bytes are not those of `sha256`: the series has changed.
+    - UNAVAILABLE: the backend stops, or its disk cannot be read.
     """
     ImportBars: _aio.StreamUnaryMultiCallable[_market_data_service_pb2.ImportBarsRequest, _market_data_service_pb2.ImportBarsResponse]  # type: ignore[assignment]
-    """Imports bars into the store.
-    - UNIMPLEMENTED: filled by a later version.
+    """Imports bars: what they are, then the bytes of one Parquet file with the columns of GetBars. They are stored whole
+    or not at all. Safe to repeat from the start.
+    - INVALID_ARGUMENT: bars break a rule of the data; row and reason are named. Or size, order or columns break the
+      contract.
+    - ALREADY_EXISTS: the series exists, or stored bars of the same time differ, and the mode does not allow that.
+    - DATA_LOSS: a checksum differs.
+    - RESOURCE_EXHAUSTED: more bytes than the backend takes.
+    - UNAVAILABLE: the disk takes no writes, or nothing came for 30 s.
     """
 
 class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -73,8 +105,19 @@ class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _market_data_service_pb2.ListSeriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_market_data_service_pb2.ListSeriesResponse, _abc.Awaitable[_market_data_service_pb2.ListSeriesResponse]]:
-        """Lists the series of the store. Safe to retry.
-        - UNIMPLEMENTED: filled by a later version.
+        """Lists the series of the store, by symbol and timeframe. Safe to retry.
+        - INVALID_ARGUMENT: bad page size or token.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSeries(
+        self,
+        request: _market_data_service_pb2.GetSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_service_pb2.GetSeriesResponse, _abc.Awaitable[_market_data_service_pb2.GetSeriesResponse]]:
+        """Answers one series with its parts and its digest. Safe to retry.
+        - INVALID_ARGUMENT: symbol or timeframe is no name; the stored bars break a rule of the data.
+        - NOT_FOUND: no such series; the message lists those that exist.
         """
 
     @_abc_1.abstractmethod
@@ -83,8 +126,13 @@ class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _market_data_service_pb2.GetBarsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_market_data_service_pb2.GetBarsResponse], _abc.AsyncIterator[_market_data_service_pb2.GetBarsResponse]]:
-        """Streams the bars of one series and range as Arrow bytes, in chunks.
-        - UNIMPLEMENTED: filled by a later version.
+        """Streams the bars of one series and range as the bytes of one Parquet file (columns time, open, high, low, close,
+        volume), in chunks. After a broken stream, ask again with `read_offset` and the `sha256` of the first response:
+        equal ranges of equal bars have equal bytes.
+        - INVALID_ARGUMENT: symbol or timeframe is no name, the range is empty or has no bars, or `read_offset` is outside.
+        - NOT_FOUND: no such series.
+        - FAILED_PRECONDITION: the bytes are not those of `sha256`: the series has changed.
+        - UNAVAILABLE: the backend stops, or its disk cannot be read.
         """
 
     @_abc_1.abstractmethod
@@ -93,8 +141,14 @@ class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_market_data_service_pb2.ImportBarsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_market_data_service_pb2.ImportBarsResponse, _abc.Awaitable[_market_data_service_pb2.ImportBarsResponse]]:
-        """Imports bars into the store.
-        - UNIMPLEMENTED: filled by a later version.
+        """Imports bars: what they are, then the bytes of one Parquet file with the columns of GetBars. They are stored whole
+        or not at all. Safe to repeat from the start.
+        - INVALID_ARGUMENT: bars break a rule of the data; row and reason are named. Or size, order or columns break the
+          contract.
+        - ALREADY_EXISTS: the series exists, or stored bars of the same time differ, and the mode does not allow that.
+        - DATA_LOSS: a checksum differs.
+        - RESOURCE_EXHAUSTED: more bytes than the backend takes.
+        - UNAVAILABLE: the disk takes no writes, or nothing came for 30 s.
         """
 
 def add_MarketDataServiceServicer_to_server(servicer: MarketDataServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

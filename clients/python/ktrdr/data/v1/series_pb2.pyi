@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -29,6 +31,7 @@ class Series(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     symbol: _builtins.str
     """Symbol, for example "EURUSD"."""
     timeframe: _builtins.str
@@ -36,7 +39,55 @@ class Series(_message.Message):
     num_bars: _builtins.int
     """Number of bars."""
     sha256: _builtins.bytes
-    """SHA-256 of the bars' canonical bytes; 32 bytes."""
+    """SHA-256 of symbol, timeframe and every value; 32 bytes. Empty where it is not known without reading the bars."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Open time of the first bar."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Open time of the last bar."""
+
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesPart]:
+        """The series in pieces that travel and are kept on their own, in order of time. Empty in lists."""
+
+    def __init__(
+        self,
+        *,
+        symbol: _builtins.str = ...,
+        timeframe: _builtins.str = ...,
+        num_bars: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        sha256: _builtins.bytes = ...,
+        parts: _abc.Iterable[Global___SeriesPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "num_bars", b"num_bars", "parts", b"parts", "sha256", b"sha256", "start_time", b"start_time", "symbol", b"symbol", "timeframe", b"timeframe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Series: _TypeAlias = Series  # noqa: Y015
+
+@_typing.final
+class SeriesPart(_message.Message):
+    """Bars of one year (UTC) of a series, as one Parquet file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    NUM_BARS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    num_bars: _builtins.int
+    """Number of bars."""
+    size_bytes: _builtins.int
+    """Size of the Parquet file."""
+    sha256: _builtins.bytes
+    """SHA-256 of the Parquet file; 32 bytes."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Open time of the first bar."""
@@ -48,17 +99,16 @@ class Series(_message.Message):
     def __init__(
         self,
         *,
-        symbol: _builtins.str = ...,
-        timeframe: _builtins.str = ...,
-        num_bars: _builtins.int = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        num_bars: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "num_bars", b"num_bars", "sha256", b"sha256", "start_time", b"start_time", "symbol", b"symbol", "timeframe", b"timeframe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "num_bars", b"num_bars", "sha256", b"sha256", "size_bytes", b"size_bytes", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Series: _TypeAlias = Series  # noqa: Y015
+Global___SeriesPart: _TypeAlias = SeriesPart  # noqa: Y015

@@ -106,6 +106,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The GPU or its driver failed under the worker; the error of a FAILED training, with the last lines of its stderr."""
     ERROR_REASON_OUT_OF_MEMORY: _ErrorReason.ValueType  # 39
     """The worker had no memory left, on the host or on the GPU; the error of a FAILED training."""
+    ERROR_REASON_BARS_MISSING: _ErrorReason.ValueType  # 40
+    """The trainer's cache lacks bars of this training, or they are damaged there. NOT_FOUND; have them fetched with
+    PrepareBars, then train.
+    """
+    ERROR_REASON_SERIES_CHANGED: _ErrorReason.ValueType  # 41
+    """The bars that were named are not those that are stored now. FAILED_PRECONDITION; ask for them anew."""
+    ERROR_REASON_MODEL_REFERENCED: _ErrorReason.ValueType  # 42
+    """An alias points at the model. FAILED_PRECONDITION; metadata {"aliases": "champion"}. Move the alias, or force."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 43
+    """The store or an upload is at its limit. RESOURCE_EXHAUSTED without RetryInfo; metadata {"limit_bytes": "1024"}."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 44
+    """No token, or not one that is known. UNAUTHENTICATED."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 45
+    """The token's scopes do not allow this call. PERMISSION_DENIED; metadata {"scope": "admin"}."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable reason of a failed call, sent as `google.rpc.ErrorInfo.reason` (without the prefix) with domain
@@ -196,4 +210,18 @@ ERROR_REASON_DEVICE_FAILED: ErrorReason.ValueType  # 38
 """The GPU or its driver failed under the worker; the error of a FAILED training, with the last lines of its stderr."""
 ERROR_REASON_OUT_OF_MEMORY: ErrorReason.ValueType  # 39
 """The worker had no memory left, on the host or on the GPU; the error of a FAILED training."""
+ERROR_REASON_BARS_MISSING: ErrorReason.ValueType  # 40
+"""The trainer's cache lacks bars of this training, or they are damaged there. NOT_FOUND; have them fetched with
+PrepareBars, then train.
+"""
+ERROR_REASON_SERIES_CHANGED: ErrorReason.ValueType  # 41
+"""The bars that were named are not those that are stored now. FAILED_PRECONDITION; ask for them anew."""
+ERROR_REASON_MODEL_REFERENCED: ErrorReason.ValueType  # 42
+"""An alias points at the model. FAILED_PRECONDITION; metadata {"aliases": "champion"}. Move the alias, or force."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 43
+"""The store or an upload is at its limit. RESOURCE_EXHAUSTED without RetryInfo; metadata {"limit_bytes": "1024"}."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 44
+"""No token, or not one that is known. UNAUTHENTICATED."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 45
+"""The token's scopes do not allow this call. PERMISSION_DENIED; metadata {"scope": "admin"}."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -23,19 +23,20 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from ktrdr.models.v1 import lineage_pb2 as ktrdr_dot_models_dot_v1_dot_lineage__pb2
 from ktrdr.training.v1 import evaluation_pb2 as ktrdr_dot_training_dot_v1_dot_evaluation__pb2
 from ktrdr.training.v1 import training_result_pb2 as ktrdr_dot_training_dot_v1_dot_training__result__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bktrdr/models/v1/model.proto\x12\x0fktrdr.models.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"ktrdr/training/v1/evaluation.proto\x1a\'ktrdr/training/v1/training_result.proto\"\x8d\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x15\n\rstrategy_name\x18\x03 \x01(\t\x12\x0f\n\x07symbols\x18\x04 \x03(\t\x12\x12\n\ntimeframes\x18\x05 \x03(\t\x12\x0f\n\x07version\x18\x06 \x01(\x05\x12\x0c\n\x04path\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraining_id\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\x12\x17\n\x0f\x61rtifact_digest\x18\x0b \x01(\t\x12)\n\x05\x66iles\x18\x0c \x03(\x0b\x32\x1a.ktrdr.models.v1.ModelFile\x12<\n\x10training_metrics\x18\r \x01(\x0b\x32\".ktrdr.training.v1.TrainingMetrics\x12\x34\n\x0ctest_metrics\x18\x0e \x01(\x0b\x32\x1e.ktrdr.training.v1.TestMetrics\x12\x36\n\x08\x66\x65\x61tures\x18\x0f \x03(\x0b\x32$.ktrdr.training.v1.FeatureImportance\x12\x0f\n\x07\x61liases\x18\x10 \x03(\t\x12\x31\n\nevaluation\x18\x11 \x01(\x0b\x32\x1d.ktrdr.training.v1.Evaluation\"=\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bktrdr/models/v1/model.proto\x12\x0fktrdr.models.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dktrdr/models/v1/lineage.proto\x1a\"ktrdr/training/v1/evaluation.proto\x1a\'ktrdr/training/v1/training_result.proto\"\xe3\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x15\n\rstrategy_name\x18\x03 \x01(\t\x12\x0f\n\x07symbols\x18\x04 \x03(\t\x12\x12\n\ntimeframes\x18\x05 \x03(\t\x12\x0f\n\x07version\x18\x06 \x01(\x05\x12\x0c\n\x04path\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraining_id\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\x12\x17\n\x0f\x61rtifact_digest\x18\x0b \x01(\t\x12)\n\x05\x66iles\x18\x0c \x03(\x0b\x32\x1a.ktrdr.models.v1.ModelFile\x12<\n\x10training_metrics\x18\r \x01(\x0b\x32\".ktrdr.training.v1.TrainingMetrics\x12\x34\n\x0ctest_metrics\x18\x0e \x01(\x0b\x32\x1e.ktrdr.training.v1.TestMetrics\x12\x36\n\x08\x66\x65\x61tures\x18\x0f \x03(\x0b\x32$.ktrdr.training.v1.FeatureImportance\x12\x0f\n\x07\x61liases\x18\x10 \x03(\t\x12\x31\n\nevaluation\x18\x11 \x01(\x0b\x32\x1d.ktrdr.training.v1.Evaluation\x12)\n\x07lineage\x18\x12 \x01(\x0b\x32\x18.ktrdr.models.v1.Lineage\x12\x12\n\nsize_bytes\x18\x13 \x01(\x03\x12\x15\n\ris_kept_aside\x18\x14 \x01(\x08\"=\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.models.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODEL']._serialized_start=159
-  _globals['_MODEL']._serialized_end=684
-  _globals['_MODELFILE']._serialized_start=686
-  _globals['_MODELFILE']._serialized_end=747
+  _globals['_MODEL']._serialized_start=190
+  _globals['_MODEL']._serialized_end=801
+  _globals['_MODELFILE']._serialized_start=803
+  _globals['_MODELFILE']._serialized_end=864
 # @@protoc_insertion_point(module_scope)

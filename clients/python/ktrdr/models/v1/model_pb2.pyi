@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from ktrdr.models.v1 import lineage_pb2 as _lineage_pb2
 from ktrdr.training.v1 import evaluation_pb2 as _evaluation_pb2
 from ktrdr.training.v1 import training_result_pb2 as _training_result_pb2
 import builtins as _builtins
@@ -44,6 +45,9 @@ class Model(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    IS_KEPT_ASIDE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name in the store, for example "neuro_mean_reversion/EURUSD_1h_v3"."""
     model_id: _builtins.str
@@ -60,6 +64,12 @@ class Model(_message.Message):
     """Session number within the training."""
     artifact_digest: _builtins.str
     """SHA-256 of the artifact's deterministic files, hex."""
+    size_bytes: _builtins.int
+    """Size of all its files."""
+    is_kept_aside: _builtins.bool
+    """Not a version but kept aside: the artifact of an attempt that was given up, never published as a result. Its
+    version is 0; its name begins with "aside/".
+    """
     @_builtins.property
     def symbols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Symbols it was trained on."""
@@ -96,6 +106,10 @@ class Model(_message.Message):
     def evaluation(self) -> _evaluation_pb2.Evaluation:
         """Everything else known of it; unset in lists."""
 
+    @_builtins.property
+    def lineage(self) -> _lineage_pb2.Lineage:
+        """Where it comes from."""
+
     def __init__(
         self,
         *,
@@ -116,10 +130,13 @@ class Model(_message.Message):
         features: _abc.Iterable[_training_result_pb2.FeatureImportance] | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         evaluation: _evaluation_pb2.Evaluation | None = ...,
+        lineage: _lineage_pb2.Lineage | None = ...,
+        size_bytes: _builtins.int = ...,
+        is_kept_aside: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluation", b"evaluation", "test_metrics", b"test_metrics", "training_metrics", b"training_metrics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluation", b"evaluation", "lineage", b"lineage", "test_metrics", b"test_metrics", "training_metrics", b"training_metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "artifact_digest", b"artifact_digest", "attempt", b"attempt", "create_time", b"create_time", "evaluation", b"evaluation", "features", b"features", "files", b"files", "model_id", b"model_id", "name", b"name", "path", b"path", "strategy_name", b"strategy_name", "symbols", b"symbols", "test_metrics", b"test_metrics", "timeframes", b"timeframes", "training_id", b"training_id", "training_metrics", b"training_metrics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "artifact_digest", b"artifact_digest", "attempt", b"attempt", "create_time", b"create_time", "evaluation", b"evaluation", "features", b"features", "files", b"files", "is_kept_aside", b"is_kept_aside", "lineage", b"lineage", "model_id", b"model_id", "name", b"name", "path", b"path", "size_bytes", b"size_bytes", "strategy_name", b"strategy_name", "symbols", b"symbols", "test_metrics", b"test_metrics", "timeframes", b"timeframes", "training_id", b"training_id", "training_metrics", b"training_metrics", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,49 +22,63 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from ktrdr.models.v1 import codec_pb2 as ktrdr_dot_models_dot_v1_dot_codec__pb2
 from ktrdr.models.v1 import model_pb2 as ktrdr_dot_models_dot_v1_dot_model__pb2
+from ktrdr.models.v1 import model_order_pb2 as ktrdr_dot_models_dot_v1_dot_model__order__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#ktrdr/models/v1/model_service.proto\x12\x0fktrdr.models.v1\x1a\x1bktrdr/models/v1/codec.proto\x1a\x1bktrdr/models/v1/model.proto\"|\n\x12UploadModelRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.ktrdr.models.v1.UploadHeaderH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.ktrdr.models.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x9f\x01\n\x0cUploadHeader\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x18\n\x10total_size_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12)\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1a.ktrdr.models.v1.ModelFile\x12\x14\n\x0cwrite_offset\x18\x06 \x01(\x03\"z\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x16\n\x0eraw_size_bytes\x18\x02 \x01(\x05\x12%\n\x05\x63odec\x18\x03 \x01(\x0e\x32\x16.ktrdr.models.v1.Codec\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x05 \x01(\x07\"R\n\x13UploadModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.ktrdr.models.v1.Model\x12\x14\n\x0cis_duplicate\x18\x02 \x01(\x08\"J\n\x12QueryUploadRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"H\n\x13QueryUploadResponse\x12\x1c\n\x14\x63ommitted_size_bytes\x18\x01 \x01(\x03\x12\x13\n\x0bis_complete\x18\x02 \x01(\x08\"G\n\x14\x44ownloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x13\n\x0bread_offset\x18\x03 \x01(\x03\"z\n\x15\x44ownloadModelResponse\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1a.ktrdr.models.v1.ModelFileH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.ktrdr.models.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.ktrdr.models.v1.Model\"Q\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rstrategy_name\x18\x03 \x01(\t\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.ktrdr.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteModelResponse\"z\n\x14SetModelAliasRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\">\n\x15SetModelAliasResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.ktrdr.models.v1.Model2\x88\x05\n\x0cModelService\x12Z\n\x0bUploadModel\x12#.ktrdr.models.v1.UploadModelRequest\x1a$.ktrdr.models.v1.UploadModelResponse(\x01\x12X\n\x0bQueryUpload\x12#.ktrdr.models.v1.QueryUploadRequest\x1a$.ktrdr.models.v1.QueryUploadResponse\x12`\n\rDownloadModel\x12%.ktrdr.models.v1.DownloadModelRequest\x1a&.ktrdr.models.v1.DownloadModelResponse0\x01\x12O\n\x08GetModel\x12 .ktrdr.models.v1.GetModelRequest\x1a!.ktrdr.models.v1.GetModelResponse\x12U\n\nListModels\x12\".ktrdr.models.v1.ListModelsRequest\x1a#.ktrdr.models.v1.ListModelsResponse\x12X\n\x0b\x44\x65leteModel\x12#.ktrdr.models.v1.DeleteModelRequest\x1a$.ktrdr.models.v1.DeleteModelResponse\x12^\n\rSetModelAlias\x12%.ktrdr.models.v1.SetModelAliasRequest\x1a&.ktrdr.models.v1.SetModelAliasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#ktrdr/models/v1/model_service.proto\x12\x0fktrdr.models.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bktrdr/models/v1/codec.proto\x1a\x1bktrdr/models/v1/model.proto\x1a!ktrdr/models/v1/model_order.proto\"|\n\x12UploadModelRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.ktrdr.models.v1.UploadHeaderH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.ktrdr.models.v1.UploadChunkH\x00\x42\x06\n\x04part\"\xb5\x01\n\x0cUploadHeader\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x18\n\x10total_size_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12)\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1a.ktrdr.models.v1.ModelFile\x12\x14\n\x0cwrite_offset\x18\x06 \x01(\x03\x12\x14\n\x0creused_files\x18\x07 \x03(\t\"z\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x16\n\x0eraw_size_bytes\x18\x02 \x01(\x05\x12%\n\x05\x63odec\x18\x03 \x01(\x0e\x32\x16.ktrdr.models.v1.Codec\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x05 \x01(\x07\"i\n\x13UploadModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.ktrdr.models.v1.Model\x12\x14\n\x0cis_duplicate\x18\x02 \x01(\x08\x12\x15\n\ris_kept_aside\x18\x03 \x01(\x08\"u\n\x12QueryUploadRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12)\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1a.ktrdr.models.v1.ModelFile\"`\n\x13QueryUploadResponse\x12\x1c\n\x14\x63ommitted_size_bytes\x18\x01 \x01(\x03\x12\x13\n\x0bis_complete\x18\x02 \x01(\x08\x12\x16\n\x0ereusable_files\x18\x03 \x03(\t\"n\n\x14\x44ownloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x13\n\x0bread_offset\x18\x03 \x01(\x03\x12%\n\x05\x63odec\x18\x04 \x01(\x0e\x32\x16.ktrdr.models.v1.Codec\"z\n\x15\x44ownloadModelResponse\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1a.ktrdr.models.v1.ModelFileH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.ktrdr.models.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.ktrdr.models.v1.Model\"\xcd\x02\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rstrategy_name\x18\x03 \x01(\t\x12\x0e\n\x06symbol\x18\x04 \x01(\t\x12\x11\n\ttimeframe\x18\x05 \x01(\t\x12\x13\n\x0btraining_id\x18\x06 \x01(\t\x12\r\n\x05\x61lias\x18\x07 \x01(\t\x12\x15\n\rseries_digest\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x05order\x18\x0b \x01(\x0e\x32\x1b.ktrdr.models.v1.ModelOrder\x12\x12\n\nkept_aside\x18\x0c \x01(\x08\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.ktrdr.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteModelResponse\"z\n\x14SetModelAliasRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x1d\n\x10\x65xpected_version\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\">\n\x15SetModelAliasResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.ktrdr.models.v1.Model\"\"\n\x12VerifyModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"z\n\x13VerifyModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.ktrdr.models.v1.Model\x12*\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1a.ktrdr.models.v1.FileCheck\x12\x10\n\x08is_sound\x18\x03 \x01(\x08\"<\n\tFileCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08is_sound\x18\x02 \x01(\x08\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\x88\x01\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\x1a\n\rkeep_versions\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fkept_aside_days\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x10\n\x0e_keep_versionsB\x12\n\x10_kept_aside_days\"C\n\x16\x43ollectGarbageResponse\x12)\n\x07removed\x18\x01 \x03(\x0b\x32\x18.ktrdr.models.v1.Garbage\":\n\x07Garbage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t2\xc5\x06\n\x0cModelService\x12Z\n\x0bUploadModel\x12#.ktrdr.models.v1.UploadModelRequest\x1a$.ktrdr.models.v1.UploadModelResponse(\x01\x12X\n\x0bQueryUpload\x12#.ktrdr.models.v1.QueryUploadRequest\x1a$.ktrdr.models.v1.QueryUploadResponse\x12`\n\rDownloadModel\x12%.ktrdr.models.v1.DownloadModelRequest\x1a&.ktrdr.models.v1.DownloadModelResponse0\x01\x12O\n\x08GetModel\x12 .ktrdr.models.v1.GetModelRequest\x1a!.ktrdr.models.v1.GetModelResponse\x12U\n\nListModels\x12\".ktrdr.models.v1.ListModelsRequest\x1a#.ktrdr.models.v1.ListModelsResponse\x12X\n\x0b\x44\x65leteModel\x12#.ktrdr.models.v1.DeleteModelRequest\x1a$.ktrdr.models.v1.DeleteModelResponse\x12^\n\rSetModelAlias\x12%.ktrdr.models.v1.SetModelAliasRequest\x1a&.ktrdr.models.v1.SetModelAliasResponse\x12X\n\x0bVerifyModel\x12#.ktrdr.models.v1.VerifyModelRequest\x1a$.ktrdr.models.v1.VerifyModelResponse\x12\x61\n\x0e\x43ollectGarbage\x12&.ktrdr.models.v1.CollectGarbageRequest\x1a\'.ktrdr.models.v1.CollectGarbageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.models.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADMODELREQUEST']._serialized_start=114
-  _globals['_UPLOADMODELREQUEST']._serialized_end=238
-  _globals['_UPLOADHEADER']._serialized_start=241
-  _globals['_UPLOADHEADER']._serialized_end=400
-  _globals['_UPLOADCHUNK']._serialized_start=402
-  _globals['_UPLOADCHUNK']._serialized_end=524
-  _globals['_UPLOADMODELRESPONSE']._serialized_start=526
-  _globals['_UPLOADMODELRESPONSE']._serialized_end=608
-  _globals['_QUERYUPLOADREQUEST']._serialized_start=610
-  _globals['_QUERYUPLOADREQUEST']._serialized_end=684
-  _globals['_QUERYUPLOADRESPONSE']._serialized_start=686
-  _globals['_QUERYUPLOADRESPONSE']._serialized_end=758
-  _globals['_DOWNLOADMODELREQUEST']._serialized_start=760
-  _globals['_DOWNLOADMODELREQUEST']._serialized_end=831
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=833
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=955
-  _globals['_GETMODELREQUEST']._serialized_start=957
-  _globals['_GETMODELREQUEST']._serialized_end=988
-  _globals['_GETMODELRESPONSE']._serialized_start=990
-  _globals['_GETMODELRESPONSE']._serialized_end=1047
-  _globals['_LISTMODELSREQUEST']._serialized_start=1049
-  _globals['_LISTMODELSREQUEST']._serialized_end=1130
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1132
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1217
-  _globals['_DELETEMODELREQUEST']._serialized_start=1219
-  _globals['_DELETEMODELREQUEST']._serialized_end=1268
-  _globals['_DELETEMODELRESPONSE']._serialized_start=1270
-  _globals['_DELETEMODELRESPONSE']._serialized_end=1291
-  _globals['_SETMODELALIASREQUEST']._serialized_start=1293
-  _globals['_SETMODELALIASREQUEST']._serialized_end=1415
-  _globals['_SETMODELALIASRESPONSE']._serialized_start=1417
-  _globals['_SETMODELALIASRESPONSE']._serialized_end=1479
-  _globals['_MODELSERVICE']._serialized_start=1482
-  _globals['_MODELSERVICE']._serialized_end=2130
+  _globals['_UPLOADMODELREQUEST']._serialized_start=182
+  _globals['_UPLOADMODELREQUEST']._serialized_end=306
+  _globals['_UPLOADHEADER']._serialized_start=309
+  _globals['_UPLOADHEADER']._serialized_end=490
+  _globals['_UPLOADCHUNK']._serialized_start=492
+  _globals['_UPLOADCHUNK']._serialized_end=614
+  _globals['_UPLOADMODELRESPONSE']._serialized_start=616
+  _globals['_UPLOADMODELRESPONSE']._serialized_end=721
+  _globals['_QUERYUPLOADREQUEST']._serialized_start=723
+  _globals['_QUERYUPLOADREQUEST']._serialized_end=840
+  _globals['_QUERYUPLOADRESPONSE']._serialized_start=842
+  _globals['_QUERYUPLOADRESPONSE']._serialized_end=938
+  _globals['_DOWNLOADMODELREQUEST']._serialized_start=940
+  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1050
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1052
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1174
+  _globals['_GETMODELREQUEST']._serialized_start=1176
+  _globals['_GETMODELREQUEST']._serialized_end=1207
+  _globals['_GETMODELRESPONSE']._serialized_start=1209
+  _globals['_GETMODELRESPONSE']._serialized_end=1266
+  _globals['_LISTMODELSREQUEST']._serialized_start=1269
+  _globals['_LISTMODELSREQUEST']._serialized_end=1602
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1604
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1689
+  _globals['_DELETEMODELREQUEST']._serialized_start=1691
+  _globals['_DELETEMODELREQUEST']._serialized_end=1740
+  _globals['_DELETEMODELRESPONSE']._serialized_start=1742
+  _globals['_DELETEMODELRESPONSE']._serialized_end=1763
+  _globals['_SETMODELALIASREQUEST']._serialized_start=1765
+  _globals['_SETMODELALIASREQUEST']._serialized_end=1887
+  _globals['_SETMODELALIASRESPONSE']._serialized_start=1889
+  _globals['_SETMODELALIASRESPONSE']._serialized_end=1951
+  _globals['_VERIFYMODELREQUEST']._serialized_start=1953
+  _globals['_VERIFYMODELREQUEST']._serialized_end=1987
+  _globals['_VERIFYMODELRESPONSE']._serialized_start=1989
+  _globals['_VERIFYMODELRESPONSE']._serialized_end=2111
+  _globals['_FILECHECK']._serialized_start=2113
+  _globals['_FILECHECK']._serialized_end=2173
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=2176
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=2312
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=2314
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=2381
+  _globals['_GARBAGE']._serialized_start=2383
+  _globals['_GARBAGE']._serialized_end=2441
+  _globals['_MODELSERVICE']._serialized_start=2444
+  _globals['_MODELSERVICE']._serialized_end=3281
 # @@protoc_insertion_point(module_scope)

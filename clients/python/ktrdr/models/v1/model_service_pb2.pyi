@@ -6,8 +6,10 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from ktrdr.models.v1 import codec_pb2 as _codec_pb2
+from ktrdr.models.v1 import model_order_pb2 as _model_order_pb2
 from ktrdr.models.v1 import model_pb2 as _model_pb2
 import builtins as _builtins
 import sys
@@ -64,6 +66,7 @@ class UploadHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     WRITE_OFFSET_FIELD_NUMBER: _builtins.int
+    REUSED_FILES_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """Training the artifact belongs to. Empty: an import, placed by its own metadata.json."""
     attempt: _builtins.int
@@ -78,6 +81,12 @@ class UploadHeader(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
         """Files in the order their bytes follow."""
 
+    @_builtins.property
+    def reused_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Files the backend takes from its store, as QueryUpload offered: their bytes are not sent, the offsets of the chunks
+        after them are as if they were.
+        """
+
     def __init__(
         self,
         *,
@@ -87,10 +96,11 @@ class UploadHeader(_message.Message):
         sha256: _builtins.bytes = ...,
         files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
         write_offset: _builtins.int = ...,
+        reused_files: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "files", b"files", "sha256", b"sha256", "total_size_bytes", b"total_size_bytes", "training_id", b"training_id", "write_offset", b"write_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "files", b"files", "reused_files", b"reused_files", "sha256", b"sha256", "total_size_bytes", b"total_size_bytes", "training_id", b"training_id", "write_offset", b"write_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,8 +152,11 @@ class UploadModelResponse(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     IS_DUPLICATE_FIELD_NUMBER: _builtins.int
+    IS_KEPT_ASIDE_FIELD_NUMBER: _builtins.int
     is_duplicate: _builtins.bool
     """The same artifact was already published; nothing was written."""
+    is_kept_aside: _builtins.bool
+    """The attempt was given up, or the training has ended otherwise: the artifact is kept aside, no version was made."""
     @_builtins.property
     def model(self) -> _model_pb2.Model:
         """The published version."""
@@ -153,10 +166,11 @@ class UploadModelResponse(_message.Message):
         *,
         model: _model_pb2.Model | None = ...,
         is_duplicate: _builtins.bool = ...,
+        is_kept_aside: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_duplicate", b"is_duplicate", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_duplicate", b"is_duplicate", "is_kept_aside", b"is_kept_aside", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,22 +185,28 @@ class QueryUploadRequest(_message.Message):
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """Training of the header."""
     attempt: _builtins.int
     """Attempt of the header."""
     sha256: _builtins.bytes
     """SHA-256 of the header."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
+        """Files of the header, to learn which need not be sent. Empty: not asked."""
+
     def __init__(
         self,
         *,
         training_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
+        files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "sha256", b"sha256", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "files", b"files", "sha256", b"sha256", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,19 +220,25 @@ class QueryUploadResponse(_message.Message):
 
     COMMITTED_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     IS_COMPLETE_FIELD_NUMBER: _builtins.int
+    REUSABLE_FILES_FIELD_NUMBER: _builtins.int
     committed_size_bytes: _builtins.int
     """Raw bytes safely stored; go on from here."""
     is_complete: _builtins.bool
-    """The version is published; nothing is left to send."""
+    """The version is published, or the artifact is kept aside; nothing is left to send."""
+    @_builtins.property
+    def reusable_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Files of the request that the store has, byte for byte: name them in `reused_files` and do not send them."""
+
     def __init__(
         self,
         *,
         committed_size_bytes: _builtins.int = ...,
         is_complete: _builtins.bool = ...,
+        reusable_files: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_size_bytes", b"committed_size_bytes", "is_complete", b"is_complete"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_size_bytes", b"committed_size_bytes", "is_complete", b"is_complete", "reusable_files", b"reusable_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -227,22 +253,26 @@ class DownloadModelRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     READ_OFFSET_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name in the store, or strategy and alias."""
+    """As in GetModelRequest. Required."""
     file: _builtins.str
-    """File of the version."""
+    """File of the version, as in `Model.files`. Required."""
     read_offset: _builtins.int
     """First raw byte wanted."""
+    codec: _codec_pb2.Codec.ValueType
+    """Compression of each chunk. Unset: chosen for each one."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         file: _builtins.str = ...,
         read_offset: _builtins.int = ...,
+        codec: _codec_pb2.Codec.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "name", b"name", "read_offset", b"read_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "file", b"file", "name", b"name", "read_offset", b"read_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,8 +318,9 @@ class GetModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name in the store ("strategy/EURUSD_1h_v3"), a strategy and set ("strategy/EURUSD_1h_latest"), a strategy (its
-    newest version) or a model_id. Required.
+    """Name in the store ("strategy/EURUSD_1h_v3"), a set and an alias ("strategy/EURUSD_1h_latest",
+    "strategy/EURUSD_1h_champion"), a strategy (its newest version), the name of an artifact kept aside or a model_id.
+    Required.
     """
     def __init__(
         self,
@@ -337,22 +368,62 @@ class ListModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STRATEGY_NAME_FIELD_NUMBER: _builtins.int
+    SYMBOL_FIELD_NUMBER: _builtins.int
+    TIMEFRAME_FIELD_NUMBER: _builtins.int
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    SERIES_DIGEST_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    KEPT_ASIDE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Models in a page, 1 to 1000. 0: 50."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     strategy_name: _builtins.str
     """Only this strategy; empty: all."""
+    symbol: _builtins.str
+    """Only models trained on this symbol, among others."""
+    timeframe: _builtins.str
+    """Only models trained on this timeframe, among others."""
+    training_id: _builtins.str
+    """Only models of this training."""
+    alias: _builtins.str
+    """Only models that this alias points at."""
+    series_digest: _builtins.str
+    """Only models trained on bars with this digest, as in `SeriesDigest.digest`."""
+    order: _model_order_pb2.ModelOrder.ValueType
+    """Order. A page token belongs to the order and the filters it was answered for."""
+    kept_aside: _builtins.bool
+    """List the artifacts that are kept aside instead of the versions."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only models published at this time or later."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only models published before this time."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         strategy_name: _builtins.str = ...,
+        symbol: _builtins.str = ...,
+        timeframe: _builtins.str = ...,
+        training_id: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        series_digest: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        order: _model_order_pb2.ModelOrder.ValueType = ...,
+        kept_aside: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "strategy_name", b"strategy_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "end_time", b"end_time", "kept_aside", b"kept_aside", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "series_digest", b"series_digest", "start_time", b"start_time", "strategy_name", b"strategy_name", "symbol", b"symbol", "timeframe", b"timeframe", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,7 +441,7 @@ class ListModelsResponse(_message.Message):
     """Token of the next page; empty on the last."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]:
-        """Models, newest first."""
+        """Models, in the order asked for."""
 
     def __init__(
         self,
@@ -395,9 +466,9 @@ class DeleteModelRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name in the store. Required."""
+    """Name of a version or of an artifact kept aside; not an alias, a strategy or a model_id. Required."""
     force: _builtins.bool
-    """Delete although an alias points at it."""
+    """Delete although an alias points at it; the alias is removed."""
     def __init__(
         self,
         *,
@@ -444,7 +515,7 @@ class SetModelAliasRequest(_message.Message):
     alias: _builtins.str
     """Alias, for example "champion"."""
     version: _builtins.int
-    """Version it shall point at."""
+    """Version it shall point at; 0 removes the alias."""
     expected_version: _builtins.int
     """Version it must point at now; 0: it must not exist. Unset: whatever it points at."""
     def __init__(
@@ -474,7 +545,7 @@ class SetModelAliasResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.Model:
-        """The model it points at."""
+        """The model it points at; unset if it was removed."""
 
     def __init__(
         self,
@@ -488,3 +559,182 @@ class SetModelAliasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetModelAliasResponse: _TypeAlias = SetModelAliasResponse  # noqa: Y015
+
+@_typing.final
+class VerifyModelRequest(_message.Message):
+    """Request of VerifyModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in GetModelRequest. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyModelRequest: _TypeAlias = VerifyModelRequest  # noqa: Y015
+
+@_typing.final
+class VerifyModelResponse(_message.Message):
+    """Response of VerifyModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    IS_SOUND_FIELD_NUMBER: _builtins.int
+    is_sound: _builtins.bool
+    """Every file is what was published, and none was added."""
+    @_builtins.property
+    def model(self) -> _model_pb2.Model:
+        """The model."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileCheck]:
+        """What was found, in the order of `Model.files`; files that do not belong there last."""
+
+    def __init__(
+        self,
+        *,
+        model: _model_pb2.Model | None = ...,
+        checks: _abc.Iterable[Global___FileCheck] | None = ...,
+        is_sound: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "is_sound", b"is_sound", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyModelResponse: _TypeAlias = VerifyModelResponse  # noqa: Y015
+
+@_typing.final
+class FileCheck(_message.Message):
+    """What was found of one file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    IS_SOUND_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, without path."""
+    is_sound: _builtins.bool
+    """The file is there with the published bytes."""
+    problem: _builtins.str
+    """What is wrong with it; empty if sound."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        is_sound: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_sound", b"is_sound", "name", b"name", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileCheck: _TypeAlias = FileCheck  # noqa: Y015
+
+@_typing.final
+class CollectGarbageRequest(_message.Message):
+    """Request of CollectGarbage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    KEEP_VERSIONS_FIELD_NUMBER: _builtins.int
+    KEPT_ASIDE_DAYS_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Answer what would be removed, and remove nothing."""
+    keep_versions: _builtins.int
+    """Also remove versions that are not among this many newest ones of their set and that no alias points at. Unset:
+    versions are kept.
+    """
+    kept_aside_days: _builtins.int
+    """Remove artifacts that have been kept aside for this many days. Unset: 30."""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+        keep_versions: _builtins.int | None = ...,
+        kept_aside_days: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_kept_aside_days", b"_kept_aside_days", "keep_versions", b"keep_versions", "kept_aside_days", b"kept_aside_days"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions", "_kept_aside_days", b"_kept_aside_days", "dry_run", b"dry_run", "keep_versions", b"keep_versions", "kept_aside_days", b"kept_aside_days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_versions: _TypeAlias = _typing.Literal["keep_versions"]  # noqa: Y015
+    _WhichOneofArgType__keep_versions: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions"]  # noqa: Y015
+    _WhichOneofReturnType__kept_aside_days: _TypeAlias = _typing.Literal["kept_aside_days"]  # noqa: Y015
+    _WhichOneofArgType__kept_aside_days: _TypeAlias = _typing.Literal["_kept_aside_days", b"_kept_aside_days"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_versions) -> _WhichOneofReturnType__keep_versions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kept_aside_days) -> _WhichOneofReturnType__kept_aside_days | None: ...
+
+Global___CollectGarbageRequest: _TypeAlias = CollectGarbageRequest  # noqa: Y015
+
+@_typing.final
+class CollectGarbageResponse(_message.Message):
+    """Response of CollectGarbage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Garbage]:
+        """What was removed, or would be."""
+
+    def __init__(
+        self,
+        *,
+        removed: _abc.Iterable[Global___Garbage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectGarbageResponse: _TypeAlias = CollectGarbageResponse  # noqa: Y015
+
+@_typing.final
+class Garbage(_message.Message):
+    """Something nothing refers to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name: of a version, of an artifact kept aside, or a path within the store."""
+    size_bytes: _builtins.int
+    """Size on disk."""
+    cause: _builtins.str
+    """Why it is garbage, for people."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Garbage: _TypeAlias = Garbage  # noqa: Y015

@@ -70,6 +70,16 @@ class ModelServiceStub:
                 request_serializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.SetModelAliasRequest.SerializeToString,
                 response_deserializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.SetModelAliasResponse.FromString,
                 _registered_method=True)
+        self.VerifyModel = channel.unary_unary(
+                '/ktrdr.models.v1.ModelService/VerifyModel',
+                request_serializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.VerifyModelRequest.SerializeToString,
+                response_deserializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.VerifyModelResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/ktrdr.models.v1.ModelService/CollectGarbage',
+                request_serializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -81,32 +91,38 @@ class ModelServiceServicer:
         half-close. The artifact is its files' bytes, in the order of the header, one after the other.
 
         Answered only when every digest is verified, the bytes are fsynced and the version is published. The same digest
-        for the same training and attempt twice is success with `is_duplicate`. After a broken stream, ask QueryUpload and
-        go on from `committed_size_bytes` with the same header. Retry UNAVAILABLE and DATA_LOSS (after QueryUpload);
-        nothing else.
+        for the same training and attempt twice is success with `is_duplicate`. The artifact of an attempt that was given
+        up, or of a training that has ended otherwise, is kept aside: success with `is_kept_aside`, and never a version.
+        After a broken stream, ask QueryUpload and go on from `committed_size_bytes` with the same header. Retry
+        UNAVAILABLE and DATA_LOSS (after QueryUpload); nothing else.
         - INVALID_ARGUMENT: bad header, wrong offset, unknown codec, a chunk above 1 MiB raw, more or fewer bytes than
         declared.
         - NOT_FOUND: no such training.
-        - FAILED_PRECONDITION: the training has ended otherwise.
-        - ABORTED: another stream writes this upload, or the attempt is fenced.
+        - FAILED_PRECONDITION: a file of `reused_files` is not there any more; ask QueryUpload again.
+        - ABORTED: another stream writes this upload.
+        - RESOURCE_EXHAUSTED: the store, or what is being uploaded, is at its limit.
         - DATA_LOSS: a checksum differs. A wrong chunk is not kept; after a wrong digest the upload starts from 0.
-        - UNAVAILABLE: the backend stops, or its disk takes no writes; what has arrived is kept.
+        - UNAVAILABLE: the backend stops, its disk takes no writes, or no bytes came for 30 s; what has arrived is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QueryUpload(self, request, context):
-        """Answers how much of an upload is safely stored. Safe to retry.
-        - NOT_FOUND: nothing is; start from 0.
+        """Answers how much of an upload is safely stored, and which of its files the store has already. Safe to retry.
+        - NOT_FOUND: nothing is stored of it, and none of its files; start from 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadModel(self, request, context):
-        """Streams a stored version's files.
-        - UNIMPLEMENTED: filled by a later version.
+        """Streams a file of a stored version: what it is, then its bytes from `read_offset` on. After a broken stream, ask
+        again from the bytes that have arrived; versions never change. Verify the whole against the SHA-256.
+        - INVALID_ARGUMENT: `read_offset` is outside the file.
+        - NOT_FOUND: no such model or file.
+        - DATA_LOSS: the file is not what was published.
+        - UNAVAILABLE: the backend stops, or its disk cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,7 +137,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists models, newest first, in pages. Safe to retry.
+        """Lists models in pages. A page begins where the one before ended, also if models came or went meanwhile. Safe to
+        retry.
         - INVALID_ARGUMENT: bad page size or token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -129,16 +146,37 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a version.
-        - UNIMPLEMENTED: filled by a later version.
+        """Deletes a version, or an artifact that is kept aside. `latest` moves to the newest version that is left.
+        - NOT_FOUND: no such model.
+        - FAILED_PRECONDITION: an alias other than `latest` points at it, and `force` is not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetModelAlias(self, request, context):
-        """Points an alias at a version, with compare-and-set.
-        - UNIMPLEMENTED: filled by a later version.
+        """Points an alias at a version, or removes it, with compare-and-set. Safe to retry with `expected_version`, if the
+        answer ABORTED with the wanted version is taken for success.
+        - INVALID_ARGUMENT: the alias is no name, or reserved: "latest" moves by itself.
+        - NOT_FOUND: no such version.
+        - ABORTED: the alias does not point at `expected_version`; metadata {"version": "3"}.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyModel(self, request, context):
+        """Recomputes the digest of every file of a version. Safe to retry; it reads the whole version.
+        - NOT_FOUND: no such model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """Removes what nothing refers to: leftovers of uploads and crashes, artifacts kept aside for long and, if asked for,
+        old versions. Never a version that an alias points at, that is being read, or the newest of its set.
+        - INVALID_ARGUMENT: a limit is below 1.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,6 +219,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.SetModelAlias,
                     request_deserializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.SetModelAliasRequest.FromString,
                     response_serializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.SetModelAliasResponse.SerializeToString,
+            ),
+            'VerifyModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyModel,
+                    request_deserializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.VerifyModelRequest.FromString,
+                    response_serializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.VerifyModelResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=ktrdr_dot_models_dot_v1_dot_model__service__pb2.CollectGarbageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -373,6 +421,60 @@ class ModelService:
             '/ktrdr.models.v1.ModelService/SetModelAlias',
             ktrdr_dot_models_dot_v1_dot_model__service__pb2.SetModelAliasRequest.SerializeToString,
             ktrdr_dot_models_dot_v1_dot_model__service__pb2.SetModelAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktrdr.models.v1.ModelService/VerifyModel',
+            ktrdr_dot_models_dot_v1_dot_model__service__pb2.VerifyModelRequest.SerializeToString,
+            ktrdr_dot_models_dot_v1_dot_model__service__pb2.VerifyModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktrdr.models.v1.ModelService/CollectGarbage',
+            ktrdr_dot_models_dot_v1_dot_model__service__pb2.CollectGarbageRequest.SerializeToString,
+            ktrdr_dot_models_dot_v1_dot_model__service__pb2.CollectGarbageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,40 +38,60 @@ class ModelServiceStub:
     half-close. The artifact is its files' bytes, in the order of the header, one after the other.
 
     Answered only when every digest is verified, the bytes are fsynced and the version is published. The same digest
-    for the same training and attempt twice is success with `is_duplicate`. After a broken stream, ask QueryUpload and
-    go on from `committed_size_bytes` with the same header. Retry UNAVAILABLE and DATA_LOSS (after QueryUpload);
-    nothing else.
+    for the same training and attempt twice is success with `is_duplicate`. The artifact of an attempt that was given
+    up, or of a training that has ended otherwise, is kept aside: success with `is_kept_aside`, and never a version.
+    After a broken stream, ask QueryUpload and go on from `committed_size_bytes` with the same header. Retry
+    UNAVAILABLE and DATA_LOSS (after QueryUpload); nothing else.
     - INVALID_ARGUMENT: bad header, wrong offset, unknown codec, a chunk above 1 MiB raw, more or fewer bytes than
       declared.
     - NOT_FOUND: no such training.
-    - FAILED_PRECONDITION: the training has ended otherwise.
-    - ABORTED: another stream writes this upload, or the attempt is fenced.
+    - FAILED_PRECONDITION: a file of `reused_files` is not there any more; ask QueryUpload again.
+    - ABORTED: another stream writes this upload.
+    - RESOURCE_EXHAUSTED: the store, or what is being uploaded, is at its limit.
     - DATA_LOSS: a checksum differs. A wrong chunk is not kept; after a wrong digest the upload starts from 0.
-    - UNAVAILABLE: the backend stops, or its disk takes no writes; what has arrived is kept.
+    - UNAVAILABLE: the backend stops, its disk takes no writes, or no bytes came for 30 s; what has arrived is kept.
     """
     QueryUpload: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.QueryUploadRequest, _model_service_pb2.QueryUploadResponse]
-    """Answers how much of an upload is safely stored. Safe to retry.
-    - NOT_FOUND: nothing is; start from 0.
+    """Answers how much of an upload is safely stored, and which of its files the store has already. Safe to retry.
+    - NOT_FOUND: nothing is stored of it, and none of its files; start from 0.
     """
     DownloadModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelRequest, _model_service_pb2.DownloadModelResponse]
-    """Streams a stored version's files.
-    - UNIMPLEMENTED: filled by a later version.
+    """Streams a file of a stored version: what it is, then its bytes from `read_offset` on. After a broken stream, ask
+    again from the bytes that have arrived; versions never change. Verify the whole against the SHA-256.
+    - INVALID_ARGUMENT: `read_offset` is outside the file.
+    - NOT_FOUND: no such model or file.
+    - DATA_LOSS: the file is not what was published.
+    - UNAVAILABLE: the backend stops, or its disk cannot be read.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """Answers one model. Safe to retry.
     - NOT_FOUND: no such model.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
-    """Lists models, newest first, in pages. Safe to retry.
+    """Lists models in pages. A page begins where the one before ended, also if models came or went meanwhile. Safe to
+    retry.
     - INVALID_ARGUMENT: bad page size or token.
     """
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_service_pb2.DeleteModelResponse]
-    """Deletes a version.
-    - UNIMPLEMENTED: filled by a later version.
+    """Deletes a version, or an artifact that is kept aside. `latest` moves to the newest version that is left.
+    - NOT_FOUND: no such model.
+    - FAILED_PRECONDITION: an alias other than `latest` points at it, and `force` is not set.
     """
     SetModelAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetModelAliasRequest, _model_service_pb2.SetModelAliasResponse]
-    """Points an alias at a version, with compare-and-set.
-    - UNIMPLEMENTED: filled by a later version.
+    """Points an alias at a version, or removes it, with compare-and-set. Safe to retry with `expected_version`, if the
+    answer ABORTED with the wanted version is taken for success.
+    - INVALID_ARGUMENT: the alias is no name, or reserved: "latest" moves by itself.
+    - NOT_FOUND: no such version.
+    - ABORTED: the alias does not point at `expected_version`; metadata {"version": "3"}.
+    """
+    VerifyModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.VerifyModelRequest, _model_service_pb2.VerifyModelResponse]
+    """Recomputes the digest of every file of a version. Safe to retry; it reads the whole version.
+    - NOT_FOUND: no such model.
+    """
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CollectGarbageRequest, _model_service_pb2.CollectGarbageResponse]
+    """Removes what nothing refers to: leftovers of uploads and crashes, artifacts kept aside for long and, if asked for,
+    old versions. Never a version that an alias points at, that is being read, or the newest of its set.
+    - INVALID_ARGUMENT: a limit is below 1.
     """
 
 @_typing.type_check_only
@@ -84,40 +104,60 @@ class ModelServiceAsyncStub(ModelServiceStub):
     half-close. The artifact is its files' bytes, in the order of the header, one after the other.
 
     Answered only when every digest is verified, the bytes are fsynced and the version is published. The same digest
-    for the same training and attempt twice is success with `is_duplicate`. After a broken stream, ask QueryUpload and
-    go on from `committed_size_bytes` with the same header. Retry UNAVAILABLE and DATA_LOSS (after QueryUpload);
-    nothing else.
+    for the same training and attempt twice is success with `is_duplicate`. The artifact of an attempt that was given
+    up, or of a training that has ended otherwise, is kept aside: success with `is_kept_aside`, and never a version.
+    After a broken stream, ask QueryUpload and go on from `committed_size_bytes` with the same header. Retry
+    UNAVAILABLE and DATA_LOSS (after QueryUpload); nothing else.
     - INVALID_ARGUMENT: bad header, wrong offset, unknown codec, a chunk above 1 MiB raw, more or fewer bytes than
       declared.
     - NOT_FOUND: no such training.
-    - FAILED_PRECONDITION: the training has ended otherwise.
-    - ABORTED: another stream writes this upload, or the attempt is fenced.
+    - FAILED_PRECONDITION: a file of `reused_files` is not there any more; ask QueryUpload again.
+    - ABORTED: another stream writes this upload.
+    - RESOURCE_EXHAUSTED: the store, or what is being uploaded, is at its limit.
     - DATA_LOSS: a checksum differs. A wrong chunk is not kept; after a wrong digest the upload starts from 0.
-    - UNAVAILABLE: the backend stops, or its disk takes no writes; what has arrived is kept.
+    - UNAVAILABLE: the backend stops, its disk takes no writes, or no bytes came for 30 s; what has arrived is kept.
     """
     QueryUpload: _aio.UnaryUnaryMultiCallable[_model_service_pb2.QueryUploadRequest, _model_service_pb2.QueryUploadResponse]  # type: ignore[assignment]
-    """Answers how much of an upload is safely stored. Safe to retry.
-    - NOT_FOUND: nothing is; start from 0.
+    """Answers how much of an upload is safely stored, and which of its files the store has already. Safe to retry.
+    - NOT_FOUND: nothing is stored of it, and none of its files; start from 0.
     """
     DownloadModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelRequest, _model_service_pb2.DownloadModelResponse]  # type: ignore[assignment]
-    """Streams a stored version's files.
-    - UNIMPLEMENTED: filled by a later version.
+    """Streams a file of a stored version: what it is, then its bytes from `read_offset` on. After a broken stream, ask
+    again from the bytes that have arrived; versions never change. Verify the whole against the SHA-256.
+    - INVALID_ARGUMENT: `read_offset` is outside the file.
+    - NOT_FOUND: no such model or file.
+    - DATA_LOSS: the file is not what was published.
+    - UNAVAILABLE: the backend stops, or its disk cannot be read.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Answers one model. Safe to retry.
     - NOT_FOUND: no such model.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists models, newest first, in pages. Safe to retry.
+    """Lists models in pages. A page begins where the one before ended, also if models came or went meanwhile. Safe to
+    retry.
     - INVALID_ARGUMENT: bad page size or token.
     """
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_service_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """Deletes a version.
-    - UNIMPLEMENTED: filled by a later version.
+    """Deletes a version, or an artifact that is kept aside. `latest` moves to the newest version that is left.
+    - NOT_FOUND: no such model.
+    - FAILED_PRECONDITION: an alias other than `latest` points at it, and `force` is not set.
     """
     SetModelAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetModelAliasRequest, _model_service_pb2.SetModelAliasResponse]  # type: ignore[assignment]
-    """Points an alias at a version, with compare-and-set.
-    - UNIMPLEMENTED: filled by a later version.
+    """Points an alias at a version, or removes it, with compare-and-set. Safe to retry with `expected_version`, if the
+    answer ABORTED with the wanted version is taken for success.
+    - INVALID_ARGUMENT: the alias is no name, or reserved: "latest" moves by itself.
+    - NOT_FOUND: no such version.
+    - ABORTED: the alias does not point at `expected_version`; metadata {"version": "3"}.
+    """
+    VerifyModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.VerifyModelRequest, _model_service_pb2.VerifyModelResponse]  # type: ignore[assignment]
+    """Recomputes the digest of every file of a version. Safe to retry; it reads the whole version.
+    - NOT_FOUND: no such model.
+    """
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CollectGarbageRequest, _model_service_pb2.CollectGarbageResponse]  # type: ignore[assignment]
+    """Removes what nothing refers to: leftovers of uploads and crashes, artifacts kept aside for long and, if asked for,
+    old versions. Never a version that an alias points at, that is being read, or the newest of its set.
+    - INVALID_ARGUMENT: a limit is below 1.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -133,16 +173,18 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         half-close. The artifact is its files' bytes, in the order of the header, one after the other.
 
         Answered only when every digest is verified, the bytes are fsynced and the version is published. The same digest
-        for the same training and attempt twice is success with `is_duplicate`. After a broken stream, ask QueryUpload and
-        go on from `committed_size_bytes` with the same header. Retry UNAVAILABLE and DATA_LOSS (after QueryUpload);
-        nothing else.
+        for the same training and attempt twice is success with `is_duplicate`. The artifact of an attempt that was given
+        up, or of a training that has ended otherwise, is kept aside: success with `is_kept_aside`, and never a version.
+        After a broken stream, ask QueryUpload and go on from `committed_size_bytes` with the same header. Retry
+        UNAVAILABLE and DATA_LOSS (after QueryUpload); nothing else.
         - INVALID_ARGUMENT: bad header, wrong offset, unknown codec, a chunk above 1 MiB raw, more or fewer bytes than
           declared.
         - NOT_FOUND: no such training.
-        - FAILED_PRECONDITION: the training has ended otherwise.
-        - ABORTED: another stream writes this upload, or the attempt is fenced.
+        - FAILED_PRECONDITION: a file of `reused_files` is not there any more; ask QueryUpload again.
+        - ABORTED: another stream writes this upload.
+        - RESOURCE_EXHAUSTED: the store, or what is being uploaded, is at its limit.
         - DATA_LOSS: a checksum differs. A wrong chunk is not kept; after a wrong digest the upload starts from 0.
-        - UNAVAILABLE: the backend stops, or its disk takes no writes; what has arrived is kept.
+        - UNAVAILABLE: the backend stops, its disk takes no writes, or no bytes came for 30 s; what has arrived is kept.
         """
 
     @_abc_1.abstractmethod
@@ -151,8 +193,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.QueryUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.QueryUploadResponse, _abc.Awaitable[_model_service_pb2.QueryUploadResponse]]:
-        """Answers how much of an upload is safely stored. Safe to retry.
-        - NOT_FOUND: nothing is; start from 0.
+        """Answers how much of an upload is safely stored, and which of its files the store has already. Safe to retry.
+        - NOT_FOUND: nothing is stored of it, and none of its files; start from 0.
         """
 
     @_abc_1.abstractmethod
@@ -161,8 +203,12 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.DownloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_service_pb2.DownloadModelResponse], _abc.AsyncIterator[_model_service_pb2.DownloadModelResponse]]:
-        """Streams a stored version's files.
-        - UNIMPLEMENTED: filled by a later version.
+        """Streams a file of a stored version: what it is, then its bytes from `read_offset` on. After a broken stream, ask
+        again from the bytes that have arrived; versions never change. Verify the whole against the SHA-256.
+        - INVALID_ARGUMENT: `read_offset` is outside the file.
+        - NOT_FOUND: no such model or file.
+        - DATA_LOSS: the file is not what was published.
+        - UNAVAILABLE: the backend stops, or its disk cannot be read.
         """
 
     @_abc_1.abstractmethod
@@ -181,7 +227,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ListModelsResponse, _abc.Awaitable[_model_service_pb2.ListModelsResponse]]:
-        """Lists models, newest first, in pages. Safe to retry.
+        """Lists models in pages. A page begins where the one before ended, also if models came or went meanwhile. Safe to
+        retry.
         - INVALID_ARGUMENT: bad page size or token.
         """
 
@@ -191,8 +238,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.DeleteModelResponse, _abc.Awaitable[_model_service_pb2.DeleteModelResponse]]:
-        """Deletes a version.
-        - UNIMPLEMENTED: filled by a later version.
+        """Deletes a version, or an artifact that is kept aside. `latest` moves to the newest version that is left.
+        - NOT_FOUND: no such model.
+        - FAILED_PRECONDITION: an alias other than `latest` points at it, and `force` is not set.
         """
 
     @_abc_1.abstractmethod
@@ -201,8 +249,32 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.SetModelAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.SetModelAliasResponse, _abc.Awaitable[_model_service_pb2.SetModelAliasResponse]]:
-        """Points an alias at a version, with compare-and-set.
-        - UNIMPLEMENTED: filled by a later version.
+        """Points an alias at a version, or removes it, with compare-and-set. Safe to retry with `expected_version`, if the
+        answer ABORTED with the wanted version is taken for success.
+        - INVALID_ARGUMENT: the alias is no name, or reserved: "latest" moves by itself.
+        - NOT_FOUND: no such version.
+        - ABORTED: the alias does not point at `expected_version`; metadata {"version": "3"}.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyModel(
+        self,
+        request: _model_service_pb2.VerifyModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.VerifyModelResponse, _abc.Awaitable[_model_service_pb2.VerifyModelResponse]]:
+        """Recomputes the digest of every file of a version. Safe to retry; it reads the whole version.
+        - NOT_FOUND: no such model.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _model_service_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.CollectGarbageResponse, _abc.Awaitable[_model_service_pb2.CollectGarbageResponse]]:
+        """Removes what nothing refers to: leftovers of uploads and crashes, artifacts kept aside for long and, if asked for,
+        old versions. Never a version that an alias points at, that is being read, or the newest of its set.
+        - INVALID_ARGUMENT: a limit is below 1.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

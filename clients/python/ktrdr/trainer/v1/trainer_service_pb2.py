@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ktrdr.data.v1 import series_pb2 as ktrdr_dot_data_dot_v1_dot_series__pb2
 from ktrdr.models.v1 import model_service_pb2 as ktrdr_dot_models_dot_v1_dot_model__service__pb2
 from ktrdr.trainer.v1 import checkpoint_pb2 as ktrdr_dot_trainer_dot_v1_dot_checkpoint__pb2
 from ktrdr.trainer.v1 import session_pb2 as ktrdr_dot_trainer_dot_v1_dot_session__pb2
@@ -30,45 +31,49 @@ from ktrdr.training.v1 import progress_event_pb2 as ktrdr_dot_training_dot_v1_do
 from ktrdr.training.v1 import training_spec_pb2 as ktrdr_dot_training_dot_v1_dot_training__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&ktrdr/trainer/v1/trainer_service.proto\x12\x10ktrdr.trainer.v1\x1a#ktrdr/models/v1/model_service.proto\x1a!ktrdr/trainer/v1/checkpoint.proto\x1a\x1ektrdr/trainer/v1/session.proto\x1a#ktrdr/trainer/v1/trainer_info.proto\x1a&ktrdr/training/v1/progress_event.proto\x1a%ktrdr/training/v1/training_spec.proto\"\x8d\x02\n\x0cTrainRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12-\n\x04spec\x18\x04 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12\x15\n\rupload_target\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x07 \x01(\t\x12\x34\n\x0bresume_from\x18\x08 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRef\x12\x17\n\x0flast_epoch_told\x18\t \x01(\x05\";\n\rTrainResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\"S\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x02 \x01(\x08\x12\x15\n\rcancel_reason\x18\x03 \x01(\t\"U\n\x0e\x43\x61ncelResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\x12\x17\n\x0f\x63heckpoint_path\x18\x02 \x01(\t\"C\n\x15StreamProgressRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\xab\x01\n\x16StreamProgressResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .ktrdr.training.v1.ProgressEvent\x12\x33\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRef\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"@\n\x12GetSessionResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\"\x15\n\x13ListSessionsRequest\"C\n\x14ListSessionsResponse\x12+\n\x08sessions\x18\x01 \x03(\x0b\x32\x19.ktrdr.trainer.v1.Session\"*\n\x14GetCheckpointRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x85\x01\n\x15GetCheckpointResponse\x12\x35\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRefH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.ktrdr.models.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x84\x01\n\x14PutCheckpointRequest\x12\x35\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRefH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.ktrdr.models.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x17\n\x15PutCheckpointResponse\"\x16\n\x14GetServerInfoRequest\"G\n\x15GetServerInfoResponse\x12.\n\x07trainer\x18\x01 \x01(\x0b\x32\x1d.ktrdr.trainer.v1.TrainerInfo2\xf0\x05\n\x0eTrainerService\x12H\n\x05Train\x12\x1e.ktrdr.trainer.v1.TrainRequest\x1a\x1f.ktrdr.trainer.v1.TrainResponse\x12K\n\x06\x43\x61ncel\x12\x1f.ktrdr.trainer.v1.CancelRequest\x1a .ktrdr.trainer.v1.CancelResponse\x12\x65\n\x0eStreamProgress\x12\'.ktrdr.trainer.v1.StreamProgressRequest\x1a(.ktrdr.trainer.v1.StreamProgressResponse0\x01\x12W\n\nGetSession\x12#.ktrdr.trainer.v1.GetSessionRequest\x1a$.ktrdr.trainer.v1.GetSessionResponse\x12]\n\x0cListSessions\x12%.ktrdr.trainer.v1.ListSessionsRequest\x1a&.ktrdr.trainer.v1.ListSessionsResponse\x12\x62\n\rGetCheckpoint\x12&.ktrdr.trainer.v1.GetCheckpointRequest\x1a\'.ktrdr.trainer.v1.GetCheckpointResponse0\x01\x12\x62\n\rPutCheckpoint\x12&.ktrdr.trainer.v1.PutCheckpointRequest\x1a\'.ktrdr.trainer.v1.PutCheckpointResponse(\x01\x12`\n\rGetServerInfo\x12&.ktrdr.trainer.v1.GetServerInfoRequest\x1a\'.ktrdr.trainer.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&ktrdr/trainer/v1/trainer_service.proto\x12\x10ktrdr.trainer.v1\x1a\x1aktrdr/data/v1/series.proto\x1a#ktrdr/models/v1/model_service.proto\x1a!ktrdr/trainer/v1/checkpoint.proto\x1a\x1ektrdr/trainer/v1/session.proto\x1a#ktrdr/trainer/v1/trainer_info.proto\x1a&ktrdr/training/v1/progress_event.proto\x1a%ktrdr/training/v1/training_spec.proto\"\xb4\x02\n\x0cTrainRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12-\n\x04spec\x18\x04 \x01(\x0b\x32\x1f.ktrdr.training.v1.TrainingSpec\x12\x15\n\rupload_target\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x07 \x01(\t\x12\x34\n\x0bresume_from\x18\x08 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRef\x12\x17\n\x0flast_epoch_told\x18\t \x01(\x05\x12%\n\x06series\x18\n \x03(\x0b\x32\x15.ktrdr.data.v1.Series\";\n\rTrainResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\"S\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x02 \x01(\x08\x12\x15\n\rcancel_reason\x18\x03 \x01(\t\"U\n\x0e\x43\x61ncelResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\x12\x17\n\x0f\x63heckpoint_path\x18\x02 \x01(\t\"C\n\x15StreamProgressRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\xab\x01\n\x16StreamProgressResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .ktrdr.training.v1.ProgressEvent\x12\x33\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRef\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"@\n\x12GetSessionResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.ktrdr.trainer.v1.Session\"\x15\n\x13ListSessionsRequest\"C\n\x14ListSessionsResponse\x12+\n\x08sessions\x18\x01 \x03(\x0b\x32\x19.ktrdr.trainer.v1.Session\"*\n\x14GetCheckpointRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x85\x01\n\x15GetCheckpointResponse\x12\x35\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRefH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.ktrdr.models.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x84\x01\n\x14PutCheckpointRequest\x12\x35\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1f.ktrdr.trainer.v1.CheckpointRefH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.ktrdr.models.v1.UploadChunkH\x00\x42\x06\n\x04part\"\x17\n\x15PutCheckpointResponse\"K\n\x12PrepareBarsRequest\x12%\n\x06series\x18\x01 \x03(\x0b\x32\x15.ktrdr.data.v1.Series\x12\x0e\n\x06source\x18\x02 \x01(\t\"I\n\x13PrepareBarsResponse\x12\x18\n\x10ready_size_bytes\x18\x01 \x01(\x03\x12\x18\n\x10total_size_bytes\x18\x02 \x01(\x03\"\x16\n\x14GetServerInfoRequest\"G\n\x15GetServerInfoResponse\x12.\n\x07trainer\x18\x01 \x01(\x0b\x32\x1d.ktrdr.trainer.v1.TrainerInfo2\xce\x06\n\x0eTrainerService\x12H\n\x05Train\x12\x1e.ktrdr.trainer.v1.TrainRequest\x1a\x1f.ktrdr.trainer.v1.TrainResponse\x12K\n\x06\x43\x61ncel\x12\x1f.ktrdr.trainer.v1.CancelRequest\x1a .ktrdr.trainer.v1.CancelResponse\x12\x65\n\x0eStreamProgress\x12\'.ktrdr.trainer.v1.StreamProgressRequest\x1a(.ktrdr.trainer.v1.StreamProgressResponse0\x01\x12W\n\nGetSession\x12#.ktrdr.trainer.v1.GetSessionRequest\x1a$.ktrdr.trainer.v1.GetSessionResponse\x12]\n\x0cListSessions\x12%.ktrdr.trainer.v1.ListSessionsRequest\x1a&.ktrdr.trainer.v1.ListSessionsResponse\x12\x62\n\rGetCheckpoint\x12&.ktrdr.trainer.v1.GetCheckpointRequest\x1a\'.ktrdr.trainer.v1.GetCheckpointResponse0\x01\x12\x62\n\rPutCheckpoint\x12&.ktrdr.trainer.v1.PutCheckpointRequest\x1a\'.ktrdr.trainer.v1.PutCheckpointResponse(\x01\x12\\\n\x0bPrepareBars\x12$.ktrdr.trainer.v1.PrepareBarsRequest\x1a%.ktrdr.trainer.v1.PrepareBarsResponse0\x01\x12`\n\rGetServerInfo\x12&.ktrdr.trainer.v1.GetServerInfoRequest\x1a\'.ktrdr.trainer.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.trainer.v1.trainer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRAINREQUEST']._serialized_start=281
-  _globals['_TRAINREQUEST']._serialized_end=550
-  _globals['_TRAINRESPONSE']._serialized_start=552
-  _globals['_TRAINRESPONSE']._serialized_end=611
-  _globals['_CANCELREQUEST']._serialized_start=613
-  _globals['_CANCELREQUEST']._serialized_end=696
-  _globals['_CANCELRESPONSE']._serialized_start=698
-  _globals['_CANCELRESPONSE']._serialized_end=783
-  _globals['_STREAMPROGRESSREQUEST']._serialized_start=785
-  _globals['_STREAMPROGRESSREQUEST']._serialized_end=852
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=855
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=1026
-  _globals['_GETSESSIONREQUEST']._serialized_start=1028
-  _globals['_GETSESSIONREQUEST']._serialized_end=1067
-  _globals['_GETSESSIONRESPONSE']._serialized_start=1069
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1133
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1135
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1156
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1158
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1225
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1227
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=1269
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=1272
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=1405
-  _globals['_PUTCHECKPOINTREQUEST']._serialized_start=1408
-  _globals['_PUTCHECKPOINTREQUEST']._serialized_end=1540
-  _globals['_PUTCHECKPOINTRESPONSE']._serialized_start=1542
-  _globals['_PUTCHECKPOINTRESPONSE']._serialized_end=1565
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1567
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1589
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1591
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1662
-  _globals['_TRAINERSERVICE']._serialized_start=1665
-  _globals['_TRAINERSERVICE']._serialized_end=2417
+  _globals['_TRAINREQUEST']._serialized_start=309
+  _globals['_TRAINREQUEST']._serialized_end=617
+  _globals['_TRAINRESPONSE']._serialized_start=619
+  _globals['_TRAINRESPONSE']._serialized_end=678
+  _globals['_CANCELREQUEST']._serialized_start=680
+  _globals['_CANCELREQUEST']._serialized_end=763
+  _globals['_CANCELRESPONSE']._serialized_start=765
+  _globals['_CANCELRESPONSE']._serialized_end=850
+  _globals['_STREAMPROGRESSREQUEST']._serialized_start=852
+  _globals['_STREAMPROGRESSREQUEST']._serialized_end=919
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=922
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=1093
+  _globals['_GETSESSIONREQUEST']._serialized_start=1095
+  _globals['_GETSESSIONREQUEST']._serialized_end=1134
+  _globals['_GETSESSIONRESPONSE']._serialized_start=1136
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1200
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1202
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1223
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1225
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1292
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1294
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=1336
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=1339
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=1472
+  _globals['_PUTCHECKPOINTREQUEST']._serialized_start=1475
+  _globals['_PUTCHECKPOINTREQUEST']._serialized_end=1607
+  _globals['_PUTCHECKPOINTRESPONSE']._serialized_start=1609
+  _globals['_PUTCHECKPOINTRESPONSE']._serialized_end=1632
+  _globals['_PREPAREBARSREQUEST']._serialized_start=1634
+  _globals['_PREPAREBARSREQUEST']._serialized_end=1709
+  _globals['_PREPAREBARSRESPONSE']._serialized_start=1711
+  _globals['_PREPAREBARSRESPONSE']._serialized_end=1784
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1786
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1808
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1810
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1881
+  _globals['_TRAINERSERVICE']._serialized_start=1884
+  _globals['_TRAINERSERVICE']._serialized_end=2730
 # @@protoc_insertion_point(module_scope)

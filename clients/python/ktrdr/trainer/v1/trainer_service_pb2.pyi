@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from ktrdr.data.v1 import series_pb2 as _series_pb2
 from ktrdr.models.v1 import model_service_pb2 as _model_service_pb2
 from ktrdr.trainer.v1 import checkpoint_pb2 as _checkpoint_pb2
 from ktrdr.trainer.v1 import session_pb2 as _session_pb2
@@ -39,6 +40,7 @@ class TrainRequest(_message.Message):
     BACKEND_VERSION_FIELD_NUMBER: _builtins.int
     RESUME_FROM_FIELD_NUMBER: _builtins.int
     LAST_EPOCH_TOLD_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Identity of the session: letters, digits, "-" and "_", at most 128. Required."""
     training_id: _builtins.str
@@ -63,6 +65,12 @@ class TrainRequest(_message.Message):
     def resume_from(self) -> _checkpoint_pb2.CheckpointRef:
         """Checkpoint to go on from, put there by PutCheckpoint. Unset: begin at the beginning."""
 
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[_series_pb2.Series]:
+        """The bars to train on, with their parts, for DATA_MODE_BACKEND; in the cache already, or BARS_MISSING. Not read for
+        other data modes.
+        """
+
     def __init__(
         self,
         *,
@@ -75,10 +83,11 @@ class TrainRequest(_message.Message):
         backend_version: _builtins.str = ...,
         resume_from: _checkpoint_pb2.CheckpointRef | None = ...,
         last_epoch_told: _builtins.int = ...,
+        series: _abc.Iterable[_series_pb2.Series] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resume_from", b"resume_from", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "backend_version", b"backend_version", "last_epoch_told", b"last_epoch_told", "resume_from", b"resume_from", "session_id", b"session_id", "spec", b"spec", "training_id", b"training_id", "upload_target", b"upload_target", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "backend_version", b"backend_version", "last_epoch_told", b"last_epoch_told", "resume_from", b"resume_from", "series", b"series", "session_id", b"session_id", "spec", b"spec", "training_id", b"training_id", "upload_target", b"upload_target", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,6 +426,60 @@ class PutCheckpointResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PutCheckpointResponse: _TypeAlias = PutCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class PrepareBarsRequest(_message.Message):
+    """Request of PrepareBars."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Address (host:port) of the MarketDataService that has them. Required."""
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[_series_pb2.Series]:
+        """What is wanted, with parts."""
+
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[_series_pb2.Series] | None = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["series", b"series", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareBarsRequest: _TypeAlias = PrepareBarsRequest  # noqa: Y015
+
+@_typing.final
+class PrepareBarsResponse(_message.Message):
+    """Response of PrepareBars, sent at least each second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READY_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ready_size_bytes: _builtins.int
+    """Bytes of the series that are in the cache."""
+    total_size_bytes: _builtins.int
+    """Bytes of the series."""
+    def __init__(
+        self,
+        *,
+        ready_size_bytes: _builtins.int = ...,
+        total_size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ready_size_bytes", b"ready_size_bytes", "total_size_bytes", b"total_size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareBarsResponse: _TypeAlias = PrepareBarsResponse  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):

@@ -72,6 +72,11 @@ class TrainerServiceStub:
                 request_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointRequest.SerializeToString,
                 response_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointResponse.FromString,
                 _registered_method=True)
+        self.PrepareBars = channel.unary_stream(
+                '/ktrdr.trainer.v1.TrainerService/PrepareBars',
+                request_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PrepareBarsRequest.SerializeToString,
+                response_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PrepareBarsResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/ktrdr.trainer.v1.TrainerService/GetServerInfo',
                 request_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -90,8 +95,8 @@ class TrainerServiceServicer:
 
         Idempotent by `session_id`: the same id with the same content answers the session as it is. Safe to retry.
         - INVALID_ARGUMENT: a rule is broken; nothing was started.
-        - NOT_FOUND: this trainer has no bars of a symbol and timeframe, or not the checkpoint to go on from: put it there
-        with PutCheckpoint first.
+        - NOT_FOUND: this trainer has no bars of a symbol and timeframe (have those of `series` fetched with PrepareBars
+        first), or not the checkpoint to go on from: put it there with PutCheckpoint first.
         - ALREADY_EXISTS: the session_id was used with other content.
         - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
         - FAILED_PRECONDITION: backend and trainer are of versions that do not work together, both are in the metadata; or
@@ -157,6 +162,18 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareBars(self, request, context):
+        """Fetches the bars of series that a Train will name, from the backend's MarketDataService, so far as they are not in
+        this trainer's cache; streams how far it is, and ends once every part is there, verified. Safe to retry: what has
+        arrived is kept. Ended with the call.
+        - INVALID_ARGUMENT: a series has no parts, or is larger than the cache.
+        - FAILED_PRECONDITION: the backend has other bars now; ask it for the series anew.
+        - UNAVAILABLE: the source cannot be reached, or the disk takes no writes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Answers what this trainer is and has. Safe to retry.
         """
@@ -201,6 +218,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.PutCheckpoint,
                     request_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointRequest.FromString,
                     response_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointResponse.SerializeToString,
+            ),
+            'PrepareBars': grpc.unary_stream_rpc_method_handler(
+                    servicer.PrepareBars,
+                    request_deserializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PrepareBarsRequest.FromString,
+                    response_serializer=ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PrepareBarsResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -400,6 +422,33 @@ class TrainerService:
             '/ktrdr.trainer.v1.TrainerService/PutCheckpoint',
             ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointRequest.SerializeToString,
             ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PutCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareBars(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ktrdr.trainer.v1.TrainerService/PrepareBars',
+            ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PrepareBarsRequest.SerializeToString,
+            ktrdr_dot_trainer_dot_v1_dot_trainer__service__pb2.PrepareBarsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,8 +41,8 @@ class TrainerServiceStub:
 
     Idempotent by `session_id`: the same id with the same content answers the session as it is. Safe to retry.
     - INVALID_ARGUMENT: a rule is broken; nothing was started.
-    - NOT_FOUND: this trainer has no bars of a symbol and timeframe, or not the checkpoint to go on from: put it there
-      with PutCheckpoint first.
+    - NOT_FOUND: this trainer has no bars of a symbol and timeframe (have those of `series` fetched with PrepareBars
+      first), or not the checkpoint to go on from: put it there with PutCheckpoint first.
     - ALREADY_EXISTS: the session_id was used with other content.
     - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
     - FAILED_PRECONDITION: backend and trainer are of versions that do not work together, both are in the metadata; or
@@ -79,6 +79,14 @@ class TrainerServiceStub:
     - DATA_LOSS: a checksum differs.
     - UNAVAILABLE: the disk takes no writes, all room for checkpoints is in use, or nothing came for 30 s.
     """
+    PrepareBars: _grpc.UnaryStreamMultiCallable[_trainer_service_pb2.PrepareBarsRequest, _trainer_service_pb2.PrepareBarsResponse]
+    """Fetches the bars of series that a Train will name, from the backend's MarketDataService, so far as they are not in
+    this trainer's cache; streams how far it is, and ends once every part is there, verified. Safe to retry: what has
+    arrived is kept. Ended with the call.
+    - INVALID_ARGUMENT: a series has no parts, or is larger than the cache.
+    - FAILED_PRECONDITION: the backend has other bars now; ask it for the series anew.
+    - UNAVAILABLE: the source cannot be reached, or the disk takes no writes.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.GetServerInfoRequest, _trainer_service_pb2.GetServerInfoResponse]
     """Answers what this trainer is and has. Safe to retry."""
 
@@ -95,8 +103,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
 
     Idempotent by `session_id`: the same id with the same content answers the session as it is. Safe to retry.
     - INVALID_ARGUMENT: a rule is broken; nothing was started.
-    - NOT_FOUND: this trainer has no bars of a symbol and timeframe, or not the checkpoint to go on from: put it there
-      with PutCheckpoint first.
+    - NOT_FOUND: this trainer has no bars of a symbol and timeframe (have those of `series` fetched with PrepareBars
+      first), or not the checkpoint to go on from: put it there with PutCheckpoint first.
     - ALREADY_EXISTS: the session_id was used with other content.
     - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
     - FAILED_PRECONDITION: backend and trainer are of versions that do not work together, both are in the metadata; or
@@ -133,6 +141,14 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     - DATA_LOSS: a checksum differs.
     - UNAVAILABLE: the disk takes no writes, all room for checkpoints is in use, or nothing came for 30 s.
     """
+    PrepareBars: _aio.UnaryStreamMultiCallable[_trainer_service_pb2.PrepareBarsRequest, _trainer_service_pb2.PrepareBarsResponse]  # type: ignore[assignment]
+    """Fetches the bars of series that a Train will name, from the backend's MarketDataService, so far as they are not in
+    this trainer's cache; streams how far it is, and ends once every part is there, verified. Safe to retry: what has
+    arrived is kept. Ended with the call.
+    - INVALID_ARGUMENT: a series has no parts, or is larger than the cache.
+    - FAILED_PRECONDITION: the backend has other bars now; ask it for the series anew.
+    - UNAVAILABLE: the source cannot be reached, or the disk takes no writes.
+    """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.GetServerInfoRequest, _trainer_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Answers what this trainer is and has. Safe to retry."""
 
@@ -152,8 +168,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Idempotent by `session_id`: the same id with the same content answers the session as it is. Safe to retry.
         - INVALID_ARGUMENT: a rule is broken; nothing was started.
-        - NOT_FOUND: this trainer has no bars of a symbol and timeframe, or not the checkpoint to go on from: put it there
-          with PutCheckpoint first.
+        - NOT_FOUND: this trainer has no bars of a symbol and timeframe (have those of `series` fetched with PrepareBars
+          first), or not the checkpoint to go on from: put it there with PutCheckpoint first.
         - ALREADY_EXISTS: the session_id was used with other content.
         - RESOURCE_EXHAUSTED with RetryInfo: every slot is taken, or more devices are asked for than there are.
         - FAILED_PRECONDITION: backend and trainer are of versions that do not work together, both are in the metadata; or
@@ -225,6 +241,20 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: size or order breaks the contract; more than 4 GiB.
         - DATA_LOSS: a checksum differs.
         - UNAVAILABLE: the disk takes no writes, all room for checkpoints is in use, or nothing came for 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def PrepareBars(
+        self,
+        request: _trainer_service_pb2.PrepareBarsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_service_pb2.PrepareBarsResponse], _abc.AsyncIterator[_trainer_service_pb2.PrepareBarsResponse]]:
+        """Fetches the bars of series that a Train will name, from the backend's MarketDataService, so far as they are not in
+        this trainer's cache; streams how far it is, and ends once every part is there, verified. Safe to retry: what has
+        arrived is kept. Ended with the call.
+        - INVALID_ARGUMENT: a series has no parts, or is larger than the cache.
+        - FAILED_PRECONDITION: the backend has other bars now; ask it for the series anew.
+        - UNAVAILABLE: the source cannot be reached, or the disk takes no writes.
         """
 
     @_abc_1.abstractmethod

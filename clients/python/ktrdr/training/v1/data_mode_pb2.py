@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ktrdr/training/v1/data_mode.proto\x12\x11ktrdr.training.v1*_\n\x08\x44\x61taMode\x12\x19\n\x15\x44\x41TA_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_MODE_LOCAL\x10\x01\x12\x11\n\rDATA_MODE_CSV\x10\x02\x12\x10\n\x0c\x44\x41TA_MODE_IB\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ktrdr/training/v1/data_mode.proto\x12\x11ktrdr.training.v1*v\n\x08\x44\x61taMode\x12\x19\n\x15\x44\x41TA_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_MODE_LOCAL\x10\x01\x12\x11\n\rDATA_MODE_CSV\x10\x02\x12\x10\n\x0c\x44\x41TA_MODE_IB\x10\x03\x12\x15\n\x11\x44\x41TA_MODE_BACKEND\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktrdr.training.v1.data_mode
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DATAMODE']._serialized_start=56
-  _globals['_DATAMODE']._serialized_end=151
+  _globals['_DATAMODE']._serialized_end=174
 # @@protoc_insertion_point(module_scope)

@@ -23,23 +23,27 @@ class _DataMode:
 class _DataModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DATA_MODE_UNSPECIFIED: _DataMode.ValueType  # 0
-    """Unset: DATA_MODE_LOCAL."""
+    """Unset: DATA_MODE_BACKEND."""
     DATA_MODE_LOCAL: _DataMode.ValueType  # 1
-    """The bar store of the machine that trains."""
+    """The bar store of the machine that trains: the trainer's own, or the backend's for a local execution."""
     DATA_MODE_CSV: _DataMode.ValueType  # 2
     """A directory of CSV files on the machine that trains."""
     DATA_MODE_IB: _DataMode.ValueType  # 3
     """Interactive Brokers; refused as UNSUPPORTED by this version."""
+    DATA_MODE_BACKEND: _DataMode.ValueType  # 4
+    """The backend's bar store, wherever it is trained: a trainer fetches what it lacks."""
 
 class DataMode(_DataMode, metaclass=_DataModeEnumTypeWrapper):
     """Where bars come from."""
 
 DATA_MODE_UNSPECIFIED: DataMode.ValueType  # 0
-"""Unset: DATA_MODE_LOCAL."""
+"""Unset: DATA_MODE_BACKEND."""
 DATA_MODE_LOCAL: DataMode.ValueType  # 1
-"""The bar store of the machine that trains."""
+"""The bar store of the machine that trains: the trainer's own, or the backend's for a local execution."""
 DATA_MODE_CSV: DataMode.ValueType  # 2
 """A directory of CSV files on the machine that trains."""
 DATA_MODE_IB: DataMode.ValueType  # 3
 """Interactive Brokers; refused as UNSUPPORTED by this version."""
+DATA_MODE_BACKEND: DataMode.ValueType  # 4
+"""The backend's bar store, wherever it is trained: a trainer fetches what it lacks."""
 Global___DataMode: _TypeAlias = DataMode  # noqa: Y015

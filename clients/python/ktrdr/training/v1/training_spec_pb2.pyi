@@ -49,7 +49,7 @@ class TrainingSpec(_message.Message):
     EXECUTION_MODE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     data_mode: _data_mode_pb2.DataMode.ValueType
-    """Where bars come from. Unset: DATA_MODE_LOCAL."""
+    """Where bars come from. Unset: DATA_MODE_BACKEND."""
     validation_split: _builtins.float
     """Share of validation rows, in (0, 1); the training part gives or takes the difference."""
     model_type: _model_type_pb2.ModelType.ValueType

@@ -1,0 +1,469 @@
+"""Files of bars over the wire, both ways and both sides: bytes in order, each message checked, the whole verified.
+
+A Parquet file is compressed already, so its bytes travel as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeVar
+
+import google_crc32c
+import grpc
+import grpc.aio
+from ktrdr.data.v1.import_mode_pb2 import ImportMode
+from ktrdr.data.v1.market_data_service_pb2 import GetBarsRequest, GetBarsResponse, ImportBarsRequest
+from ktrdr.data.v1.series_pb2 import Series, SeriesPart
+
+from ktrdr_core.data.durable import fsync_directory
+from ktrdr_core.errors import (
+    CancellationError,
+    CorruptDataError,
+    InvalidInputError,
+    InvalidUploadError,
+    KtrdrError,
+    QuotaExceededError,
+    SeriesChangedError,
+    StorageError,
+    UnavailableError,
+)
+from ktrdr_core.rpc.errors import from_rpc_error
+from ktrdr_core.undisturbed import in_thread
+
+CHUNK_SIZE_BYTES = 1 << 20
+IDLE_TIMEOUT_S = 30.0
+RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
+SHA256_SIZE_BYTES = 32
+PARTIAL_SUFFIX = ".part"
+_NUM_WRONG_DIGESTS = 2
+_NUM_CHANGES = 3
+T = TypeVar("T")
+
+
+class BarsMessage(Protocol):
+    """What GetBars and ImportBars messages have in common."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def crc32c(self) -> int: ...
+
+
+GetBars = Callable[[GetBarsRequest], "grpc.aio.UnaryStreamCall[GetBarsRequest, GetBarsResponse]"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedBars:
+    """A file of bars that was fetched and verified.
+
+    Attributes:
+        series: What is in it: symbol, timeframe, number of bars, times and digest.
+        size_bytes: Its size.
+        sha256: Its digest, hex.
+        num_fetched_bytes: Bytes that came over the wire for it.
+    """
+
+    series: Series
+    size_bytes: int
+    sha256: str
+    num_fetched_bytes: int
+
+
+class ArrivingFile:
+    """Bytes of a file of bars that come in order. Blocking; one thread at a time.
+
+    Args:
+        path: Where they are written; the file stays until `remove`.
+        max_size_bytes: Most that is taken; it may be changed once more is known.
+    """
+
+    def __init__(self, path: Path, *, max_size_bytes: int) -> None:
+        self._path = path
+        self.max_size_bytes = max_size_bytes
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def resume(self) -> None:
+        """Go on after the bytes that are there from before."""
+        self.close()
+        self._digest = hashlib.sha256()
+        self._file = self._path.open("ab+")
+        self._file.seek(0)
+        while data := self._file.read(CHUNK_SIZE_BYTES):
+            self._digest.update(data)
+        self.size_bytes = self._file.tell()
+        if self.size_bytes > self.max_size_bytes:
+            self.restart()
+
+    def restart(self) -> None:
+        """Begin at the beginning."""
+        self.close()
+        self._digest = hashlib.sha256()
+        self._file = self._path.open("wb")
+        self.size_bytes = 0
+
+    def write(self, message: BarsMessage) -> None:
+        """Take the bytes of the next message.
+
+        Raises:
+            InvalidUploadError: They are not the next ones, too many, or more than a message may have.
+            CorruptDataError: Their checksum differs.
+        """
+        data = message.data
+        if message.offset != self.size_bytes:
+            raise InvalidUploadError(
+                f"offset must be {self.size_bytes}, was {message.offset}; send the bytes in order", field="offset"
+            )
+        if len(data) > CHUNK_SIZE_BYTES:
+            raise InvalidUploadError(
+                f"data must have at most {CHUNK_SIZE_BYTES} bytes, had {len(data)}; cut the file", field="data"
+            )
+        if self.size_bytes + len(data) > self.max_size_bytes:
+            raise InvalidUploadError(
+                f"the file has more than the {self.max_size_bytes} bytes it was announced with",
+                field="total_size_bytes",
+            )
+        found = google_crc32c.value(data)
+        if found != message.crc32c:
+            raise CorruptDataError(
+                f"CRC32C of the data at offset {message.offset} must be {message.crc32c:08x}, was {found:08x}; "
+                "send it again"
+            )
+        self._opened.write(data)
+        self._digest.update(data)
+        self.size_bytes += len(data)
+
+    def verify(self, size_bytes: int, sha256: bytes) -> None:
+        """Raise unless exactly these bytes have come.
+
+        Raises:
+            InvalidUploadError: They are fewer.
+            CorruptDataError: Their digest differs.
+        """
+        if self.size_bytes != size_bytes:
+            raise InvalidUploadError(
+                f"the file must have {size_bytes} bytes, {self.size_bytes} arrived; send it again",
+                field="total_size_bytes",
+            )
+        if self._digest.digest() != sha256:
+            raise CorruptDataError(
+                f"SHA-256 of the file must be {sha256.hex()}, was {self._digest.hexdigest()}; send it again"
+            )
+
+    def close(self) -> None:
+        """Close the file; what it has is kept."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+    def publish(self, path: Path) -> None:
+        """Make the file durable under its name; the one that was there is replaced."""
+        self._opened.flush()
+        os.fsync(self._opened.fileno())
+        self.close()
+        self._path.rename(path)
+        fsync_directory(path.parent)
+
+    def abandon(self) -> None:
+        """Close the file after something failed."""
+        with contextlib.suppress(OSError):  # what a full disk did not take is not wanted any more
+            self.close()
+
+    @property
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            raise AssertionError("resume or restart comes first")
+        return self._file
+
+    def remove(self) -> None:
+        """Close and remove the file."""
+        self._path.unlink(missing_ok=True)
+        self.abandon()
+
+
+def check_announced(size_bytes: int, sha256: bytes, *, max_size_bytes: int) -> None:
+    """Check what a file of bars is announced with.
+
+    Raises:
+        InvalidUploadError: The digest is none, or there are no bytes.
+        QuotaExceededError: It is larger than allowed.
+    """
+    if len(sha256) != SHA256_SIZE_BYTES:
+        raise InvalidUploadError(f"sha256 must be {SHA256_SIZE_BYTES} bytes, was {len(sha256)}", field="sha256")
+    if size_bytes < 1:
+        raise InvalidUploadError(f"total_size_bytes must be at least 1, was {size_bytes}", field="total_size_bytes")
+    if size_bytes > max_size_bytes:
+        raise QuotaExceededError(
+            f"a file of bars may have {max_size_bytes} bytes here, this one has {size_bytes}; send it in pieces"
+        )
+
+
+def part_request(symbol: str, timeframe: str, part: SeriesPart) -> GetBarsRequest:
+    """Return the request for exactly this part of a series."""
+    return GetBarsRequest(
+        symbol=symbol,
+        timeframe=timeframe,
+        start_time=part.start_time,
+        end_time=part.end_time,
+        sha256=part.sha256,
+    )
+
+
+async def send_file(
+    write: Callable[[GetBarsResponse], Awaitable[None]],
+    file: BinaryIO,
+    first: GetBarsResponse,
+    *,
+    idle_timeout_s: float = IDLE_TIMEOUT_S,
+) -> None:
+    """Send the bytes of a file from `first.offset` on: the server's side of GetBars.
+
+    Args:
+        write: The call's own.
+        file: What is sent; read off the event loop.
+        first: The first response, without data.
+        idle_timeout_s: How long the other side may take nothing; there is no limit on the total.
+
+    Raises:
+        UnavailableError: It took nothing for too long.
+    """
+    response, offset = first, first.offset
+    while True:
+        data, crc32c = await in_thread(_read_at, file, offset)
+        if not data and response is not first:
+            return
+        response.offset, response.data, response.crc32c = offset, data, crc32c
+        try:
+            async with asyncio.timeout(idle_timeout_s):
+                await write(response)
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"the bars were not taken for {idle_timeout_s:g} s; ask again with read_offset"
+            ) from error
+        offset += len(data)
+        if offset >= first.total_size_bytes:
+            return
+        response = GetBarsResponse()
+
+
+def import_messages(
+    path: Path, *, symbol: str, timeframe: str, mode: ImportMode.ValueType
+) -> Iterator[ImportBarsRequest]:
+    """Yield what ImportBars takes: what the bars are, and the bytes of their Parquet file.
+
+    Raises:
+        OSError: The file cannot be read.
+        InvalidUploadError: It is empty.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        size = file.tell()
+        if not size:
+            raise InvalidUploadError(f"{path} is empty; give a Parquet file of bars", field="path")
+        file.seek(0)
+        message = ImportBarsRequest(
+            series=Series(symbol=symbol, timeframe=timeframe), total_size_bytes=size, sha256=digest, mode=mode
+        )
+        offset = 0
+        while data := file.read(CHUNK_SIZE_BYTES):
+            message.offset, message.data, message.crc32c = offset, data, google_crc32c.value(data)
+            yield message
+            offset += len(data)
+            message = ImportBarsRequest()
+
+
+async def fetch_bars(
+    get_bars: GetBars,
+    request: GetBarsRequest,
+    path: Path,
+    *,
+    max_size_bytes: int,
+    idle_timeout_s: float = IDLE_TIMEOUT_S,
+    delays_s: Sequence[float] = RETRY_DELAYS_S,
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> FetchedBars:
+    """Fetch bars into a Parquet file: it is there whole, verified and durable, or not at all.
+
+    What has come is kept beside it, `<name>.part`. A broken stream goes on there; so does a later call, where
+    `request.sha256` says which bytes they must be.
+
+    Args:
+        get_bars: The method of a stub.
+        request: Which bars; with `sha256` exactly this file.
+        path: Where the file goes; one that is there is replaced.
+        max_size_bytes: Largest that is taken.
+        idle_timeout_s: How long the other side may send nothing; there is no limit on the total.
+        delays_s: Pauses before it is asked again; they begin anew after a try that brought bytes.
+        on_bytes: Told, at first and after each message, how many bytes are here and how many there will be; 0 while
+            that is not known.
+
+    Raises:
+        SeriesChangedError: The bytes are not those of `request.sha256` any more; or, without one, the series changed
+            again and again.
+        QuotaExceededError: The file is larger than allowed.
+        CorruptDataError: The whole differs from its digest, also when it is fetched again.
+        StorageError: The disk takes no writes.
+        KtrdrError: What the other side answered.
+    """
+    fetch = _Fetch(get_bars, request, path, max_size_bytes, idle_timeout_s, on_bytes)
+    try:
+        return await fetch.run(delays_s)
+    except OSError as error:
+        raise StorageError(f"the bars cannot be written to {path.parent}: {error}; free space there") from error
+    finally:
+        await fetch.end()
+
+
+class _Fetch:
+    """One file that is fetched, over as many streams as it takes."""
+
+    def __init__(
+        self,
+        get_bars: GetBars,
+        request: GetBarsRequest,
+        path: Path,
+        max_size_bytes: int,
+        idle_timeout_s: float,
+        on_bytes: Callable[[int, int], None] | None,
+    ) -> None:
+        self.file = ArrivingFile(path.with_name(path.name + PARTIAL_SUFFIX), max_size_bytes=max_size_bytes)
+        self._get_bars = get_bars
+        self._request = GetBarsRequest()
+        self._request.CopyFrom(request)
+        self._is_pinned = bool(request.sha256)
+        self._path = path
+        self._max_size_bytes = max_size_bytes
+        self._idle_timeout_s = idle_timeout_s
+        self._on_bytes = on_bytes
+        self._num_fetched = 0
+
+    async def run(self, delays_s: Sequence[float]) -> FetchedBars:
+        await in_thread(self.file.resume if self._is_pinned else self.file.restart)
+        self._tell(0)
+        delays, num_wrong, num_changes = iter(delays_s), 0, 0
+        while True:
+            before = self._num_fetched
+            problem: KtrdrError
+            try:
+                first = await self._stream()
+                return await self._finish(first)
+            except _BrokenOffError as error:
+                problem = error.problem
+                if self._num_fetched > before:
+                    delays = iter(delays_s)
+            except SeriesChangedError:
+                num_changes += 1
+                if self._is_pinned or num_changes == _NUM_CHANGES:
+                    raise
+                self._request.sha256 = b""
+                await in_thread(self.file.restart)
+                continue
+            except CorruptDataError:
+                num_wrong += 1
+                await in_thread(self.file.restart)
+                if num_wrong == _NUM_WRONG_DIGESTS:
+                    await in_thread(self.file.remove)
+                    raise
+                continue
+            delay_s = next(delays, None)
+            if delay_s is None:
+                raise problem
+            await asyncio.sleep(delay_s)
+
+    async def end(self) -> None:
+        """Close the file of what has come, and remove it where a later call could not tell what it is."""
+        await in_thread(self.file.abandon if self._is_pinned else self.file.remove)
+
+    async def _stream(self) -> GetBarsResponse:
+        """Take one stream to its end; return what its first response says."""
+        self._request.read_offset = self.file.size_bytes
+        call = self._get_bars(self._request)
+        first: GetBarsResponse | None = None
+        try:
+            responses = aiter(call)
+            while (response := await self._next(responses)) is not None:
+                if first is None:
+                    first = response
+                    self._check_first(first)
+                try:
+                    await in_thread(self.file.write, response)
+                except (CorruptDataError, InvalidUploadError) as error:
+                    problem: KtrdrError = CorruptDataError(f"the bars came broken: {error.message}")
+                    raise _BrokenOffError(problem) from error
+                self._num_fetched += len(response.data)
+                self._tell(first.total_size_bytes)
+        except grpc.RpcError as error:
+            problem = from_rpc_error(error)
+            if isinstance(problem, UnavailableError | CancellationError):
+                raise _BrokenOffError(_unavailable(problem)) from error
+            if isinstance(problem, InvalidInputError) and self._request.read_offset:
+                raise CorruptDataError(f"what has come of the bars is not theirs: {problem.message}") from error
+            raise problem from None
+        finally:
+            call.cancel()  # nothing, if it has ended
+        if first is None:
+            raise _BrokenOffError(UnavailableError("the bars ended before they began; ask again"))
+        return first
+
+    async def _next(self, responses: AsyncIterator[GetBarsResponse]) -> GetBarsResponse | None:
+        try:
+            async with asyncio.timeout(self._idle_timeout_s):
+                return await anext(responses, None)
+        except TimeoutError as error:
+            problem = UnavailableError(f"the other side sent no bars for {self._idle_timeout_s:g} s; ask again")
+            raise _BrokenOffError(problem) from error
+
+    def _check_first(self, first: GetBarsResponse) -> None:
+        check_announced(first.total_size_bytes, first.sha256, max_size_bytes=self._max_size_bytes)
+        if self._request.sha256 and first.sha256 != self._request.sha256:
+            raise SeriesChangedError(
+                f"the bars of {self._request.symbol} {self._request.timeframe} must have SHA-256 "
+                f"{self._request.sha256.hex()}, the other side has {first.sha256.hex()}"
+            )
+        self._request.sha256 = first.sha256
+        self.file.max_size_bytes = first.total_size_bytes
+
+    def _tell(self, total_size_bytes: int) -> None:
+        if self._on_bytes is not None:
+            self._on_bytes(self.file.size_bytes, total_size_bytes)
+
+    async def _finish(self, first: GetBarsResponse) -> FetchedBars:
+        if self.file.size_bytes < first.total_size_bytes:
+            raise _BrokenOffError(UnavailableError("the bars ended before their end; ask again"))
+        await in_thread(self.file.verify, first.total_size_bytes, first.sha256)
+        await in_thread(self.file.publish, self._path)
+        return FetchedBars(
+            series=first.series,
+            size_bytes=first.total_size_bytes,
+            sha256=first.sha256.hex(),
+            num_fetched_bytes=self._num_fetched,
+        )
+
+
+class _BrokenOffError(Exception):
+    """A stream ended too early; what came of it is kept."""
+
+    def __init__(self, problem: KtrdrError) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def _unavailable(problem: KtrdrError) -> KtrdrError:
+    """Return the problem as one that may be tried again: a call we did not cancel was cut off by a stopping service."""
+    if isinstance(problem, CancellationError):
+        return UnavailableError(f"the service stopped while bars were fetched ({problem.message}); ask again")
+    return problem
+
+
+def _read_at(file: BinaryIO, offset: int) -> tuple[bytes, int]:
+    data = os.pread(file.fileno(), CHUNK_SIZE_BYTES, offset)
+    return data, google_crc32c.value(data)
