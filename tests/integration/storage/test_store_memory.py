@@ -71,6 +71,7 @@ next(steps)
 read = read_bytes() - read
 is_over.set()
 thread.join()
+seen.append(anonymous_bytes())  # what takes less than a look in between shows at least what it has kept
 print(max(seen) - idle, len(seen), read)
 """
 
@@ -91,6 +92,6 @@ def test_memory_stays_far_below_the_weights(change: str, tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     growth, num_looks, read_bytes = map(int, done.stdout.split())
-    assert num_looks > 1
+    assert num_looks > 2 or not NUM_READS[change]
     assert growth < MAX_GROWTH_BYTES
     assert read_bytes / WEIGHTS_BYTES == pytest.approx(NUM_READS[change], abs=0.05)
