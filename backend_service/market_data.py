@@ -176,7 +176,7 @@ class MarketData:
                         f"read_offset must be 0 to {found.size_bytes}, was {request.read_offset}", field="read_offset"
                     )
                 digest = self._digests.of(request.symbol, request.timeframe, [found], [file])
-            except BaseException:
+            except BaseException:  # whatever it is, nobody else can close the file
                 file.close()
                 raise
         series = range_to_proto(request.symbol, request.timeframe, found, digest)
@@ -192,7 +192,7 @@ class MarketData:
         file: BinaryIO = tempfile.TemporaryFile(dir=self._cache_dir)  # noqa: SIM115  # the caller closes it
         try:
             return file, encode_range(opened.files, file, first_ns, last_ns)
-        except BaseException:
+        except BaseException:  # whatever it is, nobody else can close the file
             file.close()
             raise
 

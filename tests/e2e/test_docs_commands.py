@@ -21,6 +21,7 @@ from ktrdr_client.cli.exit_codes import ExitCode
 
 from ktrdr_core.domain import progress
 from ktrdr_core.domain.scheduling import Scheduling
+from ktrdr_core.storage.stored_model import Lineage
 from tests.kit.cli import ROOT, Cli, embedded_cli
 from tests.kit.documents import fenced_blocks, last_names
 from tests.kit.eventually import PATIENCE_S
@@ -154,7 +155,7 @@ def _row(first: str) -> list[str]:
     [
         ("training", types.Training),
         ("model", types.Model),
-        ("lineage", types.Lineage),
+        ("lineage", Lineage),
         ("files", types.ModelFile),
         ("sessions", types.SessionRef),
         ("queue", types.QueueStatus),

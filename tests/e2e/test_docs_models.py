@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from ktrdr_client import types
 from ktrdr_client.cli.app import app
 
+from ktrdr_core.storage.stored_model import Lineage
 from tests.kit.cli import ROOT, Cli, Ran, embedded_cli
 from tests.kit.documents import fenced_blocks, tables
 from tests.kit.eventually import PATIENCE_S
@@ -111,7 +111,7 @@ def test_pulled_directory_has_no_parts_left(ran: dict[str, Ran], cli: Cli, tmp_p
 def test_every_field_of_a_lineage_stands_on_the_page() -> None:
     (table,) = tables(PAGE)["Where a model comes from"]
     named = {name.strip("` ") for row in table[1:] for name in row[0].split(",")}
-    assert named == {field.name for field in fields(types.Lineage)}
+    assert named == {field.name for field in fields(Lineage)}
 
 
 @pytest.mark.parametrize("command", ["list", "pull", "alias", "delete", "gc"])

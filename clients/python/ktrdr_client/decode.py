@@ -23,18 +23,15 @@ from ktrdr_client.types import (
     Failure,
     FileCheck,
     Garbage,
-    Lineage,
     ModeChange,
     Model,
     ModelFile,
     ModelPage,
     ModelVerification,
-    ParentCheckpoint,
     Placement,
     Progress,
     QueueStatus,
     Series,
-    SeriesDigest,
     SeriesPart,
     Session,
     SessionRef,
@@ -50,6 +47,7 @@ from ktrdr_core.domain.result import TestMetrics, TrainingMetrics
 from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.resources import ResourceUsage
+from ktrdr_core.storage.stored_model import Lineage, ParentCheckpoint, SeriesDigest
 from ktrdr_core.wire.evaluation import evaluation_from_proto
 from ktrdr_core.wire.from_proto import (
     batch_from_proto,

@@ -15,6 +15,7 @@ from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.resources import ResourceUsage
+from ktrdr_core.storage.stored_model import Lineage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,48 +262,6 @@ class ModelFile:
     name: str
     size_bytes: int
     sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeriesDigest:
-    """Bars of one series that a model was trained on; `digest` is hex, equal for equal bars."""
-
-    symbol: str
-    timeframe: str
-    num_bars: int
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParentCheckpoint:
-    """The checkpoint a training went on from: its last epoch, and the SHA-256 of its bytes, hex."""
-
-    epoch: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """What would have to be the same to make a model again; what a model does not tell is empty.
-
-    Attributes:
-        strategy_digest: SHA-256 of the strategy as trained, hex.
-        series: Bars, by symbol and timeframe.
-        start_date, end_date: First and last day asked for, UTC, ISO 8601, both inclusive.
-        data_mode: Where the bars came from, as in DataMode.
-        code_version: Version of ktrdr that trained.
-        seed: Seed of every random draw.
-        parent_checkpoint: What it went on from; None if it began at the beginning.
-    """
-
-    strategy_digest: str = ""
-    series: tuple[SeriesDigest, ...] = ()
-    start_date: str = ""
-    end_date: str = ""
-    data_mode: str = ""
-    code_version: str = ""
-    seed: int | None = None
-    parent_checkpoint: ParentCheckpoint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from ktrdr_client.cli.report import baseline_sentence, metrics_table
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_fields, say_table
 from ktrdr_client.cli.train_command import parse_day
-from ktrdr_client.types import Lineage, Model
+from ktrdr_client.types import Model
 from ktrdr_core.storage.model_query import ModelOrder, ModelQuery
+from ktrdr_core.storage.stored_model import Lineage
 
 
 @dataclass(frozen=True, kw_only=True)
