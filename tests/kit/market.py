@@ -56,8 +56,13 @@ class Market:
         return (await self.stub.GetSeries(request)).series
 
     def files_left(self) -> list[Path]:
-        """Return the files it keeps beside its store."""
-        return [path for each in (self.parts_dir, self.imports_dir) for path in each.rglob("*") if path.is_file()]
+        """Return the files it keeps beside its store; it may be removing them meanwhile."""
+        return [
+            Path(folder, name)
+            for each in (self.parts_dir, self.imports_dir)
+            for folder, _, names in os.walk(each)  # goes on where a folder has gone, which `rglob` does not
+            for name in names
+        ]
 
 
 @asynccontextmanager
