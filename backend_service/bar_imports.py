@@ -26,7 +26,8 @@ from ktrdr_core.errors import (
     WorkerDiedError,
 )
 from ktrdr_core.execution.child import run_in_child
-from ktrdr_core.rpc.bars_transfer import IDLE_TIMEOUT_S, ArrivingFile, check_announced
+from ktrdr_core.rpc.bars_file import ArrivingFile, check_announced
+from ktrdr_core.rpc.bars_messages import IDLE_TIMEOUT_S
 from ktrdr_core.undisturbed import in_thread, undisturbed
 from ktrdr_core.wire.market_data import if_exists_from_proto
 

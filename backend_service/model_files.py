@@ -12,7 +12,7 @@ from ktrdr.models.v1 import model_service_pb2 as pb
 from ktrdr_core.errors import CorruptDataError, InvalidInputError, StorageError
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES
 from ktrdr_core.rpc.codec_choice import CodecChooser, compression_of
-from ktrdr_core.storage.artifact import ArtifactFile
+from ktrdr_core.storage.artifact_files import ArtifactFile
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.undisturbed import in_thread
 

@@ -22,7 +22,8 @@ from ktrdr_core.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from ktrdr_core.rpc.bars_transfer import fetch_bars, part_request
+from ktrdr_core.rpc.bars_fetch import fetch_bars
+from ktrdr_core.rpc.bars_messages import part_request
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.wire.market_data import part_to_proto

@@ -11,7 +11,7 @@ from ktrdr.data.v1 import market_data_service_pb2 as pb
 from ktrdr.data.v1 import market_data_service_pb2_grpc
 
 from backend_service.market_data import MarketData
-from ktrdr_core.rpc.bars_transfer import IDLE_TIMEOUT_S, send_file
+from ktrdr_core.rpc.bars_messages import IDLE_TIMEOUT_S, send_file
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

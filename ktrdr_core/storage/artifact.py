@@ -24,33 +24,16 @@ from ktrdr_core.errors import CorruptDataError, InvalidResultError, NotFoundErro
 from ktrdr_core.storage.artifact_files import (
     CONFIG_FILE,
     DERIVED_FILES,
-    DETERMINISTIC_FILES,
     FEATURES_FILE,
     JSON_FILES,
     METADATA_FILE,
     METRICS_FILE,
     TRAVELLING_FILES,
     WEIGHTS_FILE,
-    ArtifactFile,
     artifact_digest,
-    artifact_files,
     digest_contents,
 )
 from ktrdr_core.storage.weights_file import WeightsTensor, check_finite, check_weights
-
-__all__ = [
-    "CONFIG_FILE",
-    "DERIVED_FILES",
-    "DETERMINISTIC_FILES",
-    "FEATURES_FILE",
-    "METADATA_FILE",
-    "METRICS_FILE",
-    "TRAVELLING_FILES",
-    "WEIGHTS_FILE",
-    "ArtifactFile",
-    "artifact_digest",
-    "artifact_files",
-]
 
 # Larger weights get their derived files when somebody wants them, by `ktrdr models export`: for 64 MiB, they took five
 # times as long as the upload.

@@ -24,12 +24,7 @@ from ktrdr_core.errors import (
     UnavailableError,
     WriteConflictError,
 )
-from ktrdr_core.storage.artifact import (
-    MAX_DERIVED_WEIGHTS_BYTES,
-    ModelArtifact,
-    verify_artifact,
-    write_artifact,
-)
+from ktrdr_core.storage.artifact import MAX_DERIVED_WEIGHTS_BYTES, ModelArtifact, verify_artifact, write_artifact
 from ktrdr_core.storage.artifact_files import (
     DERIVED_FILES,
     TRAVELLING_FILES,

@@ -24,7 +24,8 @@ from ktrdr_core.features.scaler import Scaler
 from ktrdr_core.models.network import Network
 from ktrdr_core.models.network_spec import NetworkSpec
 from ktrdr_core.models.registry import build_network
-from ktrdr_core.storage.artifact import FEATURES_FILE, load_result
+from ktrdr_core.storage.artifact import load_result
+from ktrdr_core.storage.artifact_files import FEATURES_FILE
 from ktrdr_core.storage.publication import check_publication
 from ktrdr_core.storage.torch_files import map_torch_tensors
 

@@ -26,6 +26,6 @@ def test_module_loads_without_ta_lib_and_pandas(module: str) -> None:
 
 
 def test_indicators_are_told_without_ta_lib_pandas_torch_or_a_backend() -> None:
-    done = run_without([*HEAVY, "grpc"], "from ktrdr_client.cli.app import run; sys.exit(run(['indicators', 'rsi']))")
+    done = run_without([*HEAVY, "grpc"], "from ktrdr_client.cli.run import run; sys.exit(run(['indicators', 'rsi']))")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("rsi: relative strength index.")

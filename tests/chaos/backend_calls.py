@@ -14,8 +14,8 @@ from ktrdr.training.v1.training_pb2 import Training
 from ktrdr_client import decode
 from ktrdr_client.async_client import AsyncClient
 from ktrdr_client.calls import call_unary
+from ktrdr_client.model_types import Model
 from ktrdr_client.progress_stream import ReconnectPolicy
-from ktrdr_client.types import Model
 
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.errors import KtrdrError

@@ -16,10 +16,10 @@ from typing import Any
 
 import grpc
 from ktrdr.trainer.v1.session_pb2 import Session
-from ktrdr_client.types import Model
+from ktrdr_client.model_types import Model
 
 from ktrdr_core.errors import AlreadyExistsError, IllegalStateError, KtrdrError
-from ktrdr_core.storage.artifact import artifact_digest
+from ktrdr_core.storage.artifact_files import artifact_digest
 from ktrdr_core.wire.from_proto import state_from_proto
 from tests.chaos.backend_calls import BackendCalls, sessions_on
 from tests.chaos.invariants import check_digests, check_training

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ktrdr_core.storage.artifact import TRAVELLING_FILES, artifact_digest, artifact_files, load_tensors
+from ktrdr_core.storage.artifact import load_tensors
+from ktrdr_core.storage.artifact_files import TRAVELLING_FILES, artifact_digest, artifact_files
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.storage.staging import StagedStorage
 from ktrdr_core.storage.stored_model import SaveTarget

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import typer.main
-from ktrdr_client import types
+from ktrdr_client import model_types, types
 from ktrdr_client.cli.app import app
 from ktrdr_client.cli.checks import Check
 from ktrdr_client.cli.exit_codes import ExitCode
@@ -154,9 +154,9 @@ def _row(first: str) -> list[str]:
     ("kind", "cls"),
     [
         ("training", types.Training),
-        ("model", types.Model),
+        ("model", model_types.Model),
         ("lineage", Lineage),
-        ("files", types.ModelFile),
+        ("files", model_types.ModelFile),
         ("sessions", types.SessionRef),
         ("queue", types.QueueStatus),
         ("scheduling", Scheduling),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from ktrdr_client.cli.app import app, run
+from ktrdr_client.cli.app import app
+from ktrdr_client.cli.run import run
 
 from ktrdr_core.data.files import load_bars
 from tests.kit.builders import make_bars

@@ -16,7 +16,8 @@ from ktrdr.training.v1 import training_service_pb2_grpc
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.domain.spec import DataMode, TrainingSpec
 from ktrdr_core.rpc.channel import open_channel
-from ktrdr_core.storage.artifact import DERIVED_FILES, DETERMINISTIC_FILES, load_result
+from ktrdr_core.storage.artifact import load_result
+from ktrdr_core.storage.artifact_files import DERIVED_FILES, DETERMINISTIC_FILES
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.training.run_job import run_training
 from ktrdr_core.wire.to_proto import spec_to_proto

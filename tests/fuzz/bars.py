@@ -19,7 +19,7 @@ from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.data.bars_import import import_bars_file
 from ktrdr_core.data.importer import IfExists
 from ktrdr_core.errors import CorruptDataError, InvalidInputError, InvalidUploadError, KtrdrError
-from ktrdr_core.rpc.bars_transfer import ArrivingFile
+from ktrdr_core.rpc.bars_file import ArrivingFile
 from ktrdr_core.wire.market_data import part_from_proto
 from tests.fuzz.target import Decisions, Probe, Target
 from tests.fuzz.watched_paths import confined

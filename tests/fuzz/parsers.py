@@ -25,7 +25,7 @@ from ktrdr_core.config.naming import is_name
 from ktrdr_core.data.partitions import MANIFEST, Manifest, Part, read_manifest, write_manifest
 from ktrdr_core.errors import CorruptDataError, InvalidBarsError, InvalidInputError, InvalidUploadError
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, decode_chunk, encode_chunk
-from ktrdr_core.storage.artifact import TRAVELLING_FILES, ArtifactFile
+from ktrdr_core.storage.artifact_files import TRAVELLING_FILES, ArtifactFile
 from ktrdr_core.storage.publication import PUBLICATION_FILE, Publication
 from ktrdr_core.storage.weights_file import check_finite, check_weights
 from tests.fuzz.target import Probe, Target

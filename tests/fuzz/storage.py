@@ -10,7 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from ktrdr_core.errors import InvalidInputError, KtrdrError
-from ktrdr_core.storage.artifact import TRAVELLING_FILES, write_artifact
+from ktrdr_core.storage.artifact import write_artifact
+from ktrdr_core.storage.artifact_files import TRAVELLING_FILES
 from ktrdr_core.storage.model_query import ModelOrder, ModelQuery
 from ktrdr_core.storage.model_storage import ModelStorage
 from tests.fuzz.target import Decisions, Probe, Target

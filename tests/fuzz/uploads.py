@@ -30,7 +30,7 @@ from backend_service.upload_room import UploadLimits
 from backend_service.uploads import UploadReceiver
 from ktrdr_core.errors import InvalidInputError, KtrdrError, TrainingNotFoundError, UploadNotFoundError
 from ktrdr_core.rpc.chunks import encode_chunk
-from ktrdr_core.storage.artifact import TRAVELLING_FILES
+from ktrdr_core.storage.artifact_files import TRAVELLING_FILES
 from ktrdr_core.storage.model_storage import ModelStorage
 from tests.fuzz.target import Decisions, Probe, Target
 from tests.kit.artifacts import make_artifact

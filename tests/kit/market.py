@@ -18,7 +18,7 @@ from backend_service.bar_imports import BarImports
 from backend_service.market_data import MarketData
 from backend_service.servicers.market_data import MarketDataServicer
 from ktrdr_core.errors import KtrdrError
-from ktrdr_core.rpc.bars_transfer import IDLE_TIMEOUT_S
+from ktrdr_core.rpc.bars_messages import IDLE_TIMEOUT_S
 from ktrdr_core.rpc.channel import open_channel
 from ktrdr_core.rpc.errors import from_rpc_error
 from tests.kit.grpc_server import serving
@@ -57,12 +57,12 @@ class Market:
 
     def files_left(self) -> list[Path]:
         """Return the files it keeps beside its store; it may be removing them meanwhile."""
-        return [
-            Path(folder, name)
-            for each in (self.parts_dir, self.imports_dir)
-            for folder, _, names in os.walk(each)  # goes on where a folder has gone, which `rglob` does not
-            for name in names
-        ]
+        return files_below(self.parts_dir, self.imports_dir)
+
+
+def files_below(*directories: Path) -> list[Path]:
+    """Return every file; folders may go meanwhile, at which `Path.rglob` raises."""
+    return [Path(folder, name) for each in directories for folder, _, names in os.walk(each) for name in names]
 
 
 @asynccontextmanager

@@ -26,6 +26,21 @@ from ktrdr_core.models.registry import build_network
 from ktrdr_core.storage.artifact import write_artifact
 from tests.kit.artifacts import make_artifact
 
+TWO_SYMBOLS: dict[str, Any] = {
+    "training_data.symbols": {"mode": "multi_symbol", "list": ["EURUSD", "USDJPY"]},
+    "model.symbol_embedding_dim": 3,
+}
+REGRESSION: dict[str, Any] = {
+    "decisions": {"output_format": "regression"},
+    "model.architecture.output_activation": None,
+    "training.labels": {
+        "source": "forward_return",
+        "label_lookahead": 5,
+        "buy_threshold": 0.001,
+        "sell_threshold": 0.001,
+    },
+}
+
 
 @dataclass(frozen=True, eq=False)
 class StoredNetwork:

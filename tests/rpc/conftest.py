@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from ktrdr_client.cli.app import run
+from ktrdr_client.cli.run import run
 
 from tests.kit.cli import Ran, Run
 

@@ -23,7 +23,8 @@ from ktrdr_core.errors import (
     SeriesNotFoundError,
     UnavailableError,
 )
-from ktrdr_core.rpc.bars_transfer import CHUNK_SIZE_BYTES, part_request
+from ktrdr_core.rpc.bars_file import CHUNK_SIZE_BYTES
+from ktrdr_core.rpc.bars_messages import part_request
 from tests.kit.builders import REPOSITORY, make_bars
 from tests.kit.eventually import eventually
 from tests.kit.market import Market, refused, running_market

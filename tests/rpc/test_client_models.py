@@ -13,8 +13,8 @@ import pytest
 from ktrdr.models.v1.codec_pb2 import CODEC_UNSPECIFIED, CODEC_ZSTD
 from ktrdr_client import AsyncClient, Client
 from ktrdr_client.model_pull import PullPolicy
+from ktrdr_client.model_types import ModelFile
 from ktrdr_client.part_file import PartFile
-from ktrdr_client.types import ModelFile
 
 from ktrdr_core.errors import (
     CorruptDataError,

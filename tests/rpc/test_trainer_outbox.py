@@ -24,7 +24,8 @@ from ktrdr_core.errors import (
 )
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES
 from ktrdr_core.rpc.codec_choice import Compression
-from ktrdr_core.storage.artifact import TRAVELLING_FILES, write_artifact
+from ktrdr_core.storage.artifact import write_artifact
+from ktrdr_core.storage.artifact_files import TRAVELLING_FILES
 from tests.kit.artifacts import make_artifact
 from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.grpc_server import serving

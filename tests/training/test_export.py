@@ -28,23 +28,9 @@ from ktrdr_core.training.export import export_model
 from ktrdr_core.training.trading_model import TradingModel
 from tests.kit.builders import make_bars, strategy
 from tests.kit.eventually import PATIENCE_S
-from tests.kit.trading_models import StoredNetwork, store_network
+from tests.kit.trading_models import REGRESSION, TWO_SYMBOLS, StoredNetwork, store_network
 
 WINDOW: dict[str, Any] = {"model.features.lookback_periods": 4}
-TWO_SYMBOLS: dict[str, Any] = {
-    "training_data.symbols": {"mode": "multi_symbol", "list": ["EURUSD", "USDJPY"]},
-    "model.symbol_embedding_dim": 3,
-}
-REGRESSION: dict[str, Any] = {
-    "decisions": {"output_format": "regression"},
-    "model.architecture.output_activation": None,
-    "training.labels": {
-        "source": "forward_return",
-        "label_lookahead": 5,
-        "buy_threshold": 0.001,
-        "sell_threshold": 0.001,
-    },
-}
 CASES: dict[str, dict[str, Any]] = {
     "mlp": {"model.architecture.hidden_layers": [9, 7], "model.features.include_price_context": True},
     "mlp of two symbols": {**TWO_SYMBOLS, "model.architecture.activation": "gelu"},

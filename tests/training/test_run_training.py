@@ -31,7 +31,8 @@ from ktrdr_core.errors import (
 )
 from ktrdr_core.evaluation.forward import split_outputs
 from ktrdr_core.evaluation.metrics import compute_test_metrics
-from ktrdr_core.storage.artifact import artifact_digest, load_tensors
+from ktrdr_core.storage.artifact import load_tensors
+from ktrdr_core.storage.artifact_files import artifact_digest
 from ktrdr_core.storage.model_storage import ModelStorage
 from ktrdr_core.storage.staging import StagedStorage
 from ktrdr_core.storage.torch_files import derive_torch_files

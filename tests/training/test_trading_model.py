@@ -18,24 +18,10 @@ from ktrdr_core.errors import CorruptDataError, InvalidInputError, NotFoundError
 from ktrdr_core.evaluation.forward import split_outputs
 from ktrdr_core.training.trading_model import Predictions, TradingModel
 from tests.kit.builders import make_bars, strategy
-from tests.kit.trading_models import StoredNetwork, store_network
+from tests.kit.trading_models import REGRESSION, TWO_SYMBOLS, StoredNetwork, store_network
 
 WINDOW: dict[str, Any] = {"model.features.lookback_periods": 6}
 TWO_TIMEFRAMES: dict[str, Any] = {"training_data.timeframes": {"mode": "multi_timeframe", "list": ["1h", "4h"]}}
-TWO_SYMBOLS: dict[str, Any] = {
-    "training_data.symbols": {"mode": "multi_symbol", "list": ["EURUSD", "USDJPY"]},
-    "model.symbol_embedding_dim": 3,
-}
-REGRESSION: dict[str, Any] = {
-    "decisions": {"output_format": "regression"},
-    "model.architecture.output_activation": None,
-    "training.labels": {
-        "source": "forward_return",
-        "label_lookahead": 5,
-        "buy_threshold": 0.001,
-        "sell_threshold": 0.001,
-    },
-}
 CASES: dict[str, dict[str, Any]] = {
     "mlp": {"model.architecture.hidden_layers": [33, 17], "model.features.include_price_context": True},
     "mlp of two symbols and timeframes": {**TWO_SYMBOLS, **TWO_TIMEFRAMES},

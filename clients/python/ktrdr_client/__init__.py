@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ktrdr_client.async_client import AsyncClient
-    from ktrdr_client.sync_client import Client, TrainerClient
+    from ktrdr_client.bars_types import ImportMode
+    from ktrdr_client.sync_client import Client
+    from ktrdr_client.sync_trainer_client import TrainerClient
     from ktrdr_client.trainer_client import AsyncTrainerClient
-    from ktrdr_client.types import ImportMode
     from ktrdr_core.domain.progress import ProgressEvent
     from ktrdr_core.domain.scheduling import RetryMode, Scheduling
     from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
@@ -44,14 +45,14 @@ _HOMES = {
     "Client": "ktrdr_client.sync_client",
     "DataMode": "ktrdr_core.domain.spec",
     "ExecutionMode": "ktrdr_core.domain.spec",
-    "ImportMode": "ktrdr_client.types",
+    "ImportMode": "ktrdr_client.bars_types",
     "KtrdrError": "ktrdr_core.errors",
     "ModelOrder": "ktrdr_core.storage.model_query",
     "ModelQuery": "ktrdr_core.storage.model_query",
     "ProgressEvent": "ktrdr_core.domain.progress",
     "RetryMode": "ktrdr_core.domain.scheduling",
     "Scheduling": "ktrdr_core.domain.scheduling",
-    "TrainerClient": "ktrdr_client.sync_client",
+    "TrainerClient": "ktrdr_client.sync_trainer_client",
     "TrainingSpec": "ktrdr_core.domain.spec",
     "TrainingState": "ktrdr_core.domain.states",
 }

@@ -11,7 +11,7 @@ def main() -> int:
     # Else gRPC's core writes a line of its own to the terminal when a service goes away; it reads this as it loads.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-    from ktrdr_client.cli.app import run
+    from ktrdr_client.cli.run import run
 
     return run(sys.argv[1:])
 

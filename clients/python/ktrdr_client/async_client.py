@@ -13,21 +13,14 @@ from ktrdr.data.v1 import market_data_service_pb2_grpc
 from ktrdr.models.v1 import model_service_pb2, model_service_pb2_grpc
 from ktrdr.training.v1 import strategy_source_pb2, training_service_pb2, training_service_pb2_grpc
 
-from ktrdr_client import decode
+from ktrdr_client import decode, decode_models
 from ktrdr_client.bars_calls import BarsCalls
 from ktrdr_client.calls import call_unary
 from ktrdr_client.model_calls import ModelCalls
+from ktrdr_client.model_types import Model, UploadStatus
 from ktrdr_client.model_upload import UploadProgress, upload_directory
 from ktrdr_client.progress_stream import ProgressChunk, ReconnectPolicy, reconnecting_progress
-from ktrdr_client.types import (
-    BackendConfig,
-    ModeChange,
-    Model,
-    Strategy,
-    TrainerStatus,
-    Training,
-    UploadStatus,
-)
+from ktrdr_client.types import BackendConfig, ModeChange, Strategy, TrainerStatus, Training
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
@@ -367,4 +360,4 @@ class AsyncClient(ModelCalls, BarsCalls):
             progress=progress,
             security=self._security,
         )
-        return decode.model(message)
+        return decode_models.model(message)

@@ -13,10 +13,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ktrdr.data.v1 import import_mode_pb2, market_data_service_pb2, market_data_service_pb2_grpc
 
 from ktrdr_client import decode
+from ktrdr_client.bars_types import ImportMode, Series
 from ktrdr_client.calls import call_unary
-from ktrdr_client.types import ImportMode, Series
 from ktrdr_core.errors import CorruptDataError, InvalidInputError, NoSlotError, UnavailableError
-from ktrdr_core.rpc.bars_transfer import RETRY_DELAYS_S, fetch_bars, import_messages
+from ktrdr_core.rpc.bars_fetch import RETRY_DELAYS_S, fetch_bars
+from ktrdr_core.rpc.bars_messages import import_messages
 from ktrdr_core.rpc.channel import open_sync_channel
 from ktrdr_core.rpc.client_stream import send_stream
 

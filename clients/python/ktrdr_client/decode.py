@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from ktrdr.data.v1 import series_pb2
-from ktrdr.models.v1 import lineage_pb2, model_pb2, model_service_pb2
 from ktrdr.trainer.v1 import checkpoint_pb2, session_pb2, trainer_info_pb2
 from ktrdr.training.v1 import (
-    data_mode_pb2,
     execution_mode_pb2,
     strategy_status_pb2,
     training_pb2,
@@ -16,23 +14,17 @@ from ktrdr.training.v1 import (
     training_state_pb2,
 )
 
+from ktrdr_client.bars_types import Series, SeriesPart
+from ktrdr_client.decode_models import test_metrics, training_metrics
 from ktrdr_client.types import (
     BackendConfig,
     Checkpoint,
     Device,
     Failure,
-    FileCheck,
-    Garbage,
     ModeChange,
-    Model,
-    ModelFile,
-    ModelPage,
-    ModelVerification,
     Placement,
     Progress,
     QueueStatus,
-    Series,
-    SeriesPart,
     Session,
     SessionRef,
     Strategy,
@@ -43,11 +35,9 @@ from ktrdr_client.types import (
     Training,
     TrainingReport,
 )
-from ktrdr_core.domain.result import TestMetrics, TrainingMetrics
-from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
+from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.resources import ResourceUsage
-from ktrdr_core.storage.stored_model import Lineage, ParentCheckpoint, SeriesDigest
 from ktrdr_core.wire.evaluation import evaluation_from_proto
 from ktrdr_core.wire.from_proto import (
     batch_from_proto,
@@ -67,9 +57,6 @@ _STRATEGY_STATUS = {
     strategy_status_pb2.STRATEGY_STATUS_TRAINED: StrategyStatus.TRAINED,
     strategy_status_pb2.STRATEGY_STATUS_FAILED: StrategyStatus.FAILED,
 }
-
-# Unset, and one of a newer backend, is "".
-_DATA_MODE = {data_mode_pb2.DataMode.Value(f"DATA_MODE_{mode.name}"): mode.value for mode in DataMode}
 
 
 def is_terminal(state: training_state_pb2.TrainingState.ValueType) -> bool:
@@ -197,55 +184,6 @@ def strategy(message: training_service_pb2.Strategy) -> Strategy:
     )
 
 
-def model(message: model_pb2.Model) -> Model:
-    """Return the stored version."""
-    return Model(
-        name=message.name,
-        model_id=message.model_id,
-        strategy_name=message.strategy_name,
-        symbols=tuple(message.symbols),
-        timeframes=tuple(message.timeframes),
-        version=message.version,
-        path=message.path,
-        create_time=time_from_proto(message.create_time) if message.HasField("create_time") else None,
-        training_id=message.training_id,
-        attempt=message.attempt,
-        artifact_digest=message.artifact_digest,
-        files=tuple(
-            ModelFile(name=each.name, size_bytes=each.size_bytes, sha256=each.sha256.hex()) for each in message.files
-        ),
-        training_metrics=_training_metrics(message.training_metrics),
-        test_metrics=_test_metrics(message.test_metrics),
-        feature_importance={each.name: each.importance for each in message.features},
-        aliases=tuple(message.aliases),
-        evaluation=evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None,
-        lineage=_lineage(message.lineage),
-        size_bytes=message.size_bytes,
-        is_kept_aside=message.is_kept_aside,
-    )
-
-
-def model_page(message: model_service_pb2.ListModelsResponse) -> ModelPage:
-    """Return the page."""
-    return ModelPage(models=tuple(model(each) for each in message.models), next_page_token=message.next_page_token)
-
-
-def model_verification(message: model_service_pb2.VerifyModelResponse) -> ModelVerification:
-    """Return what was found of the files of a model."""
-    return ModelVerification(
-        model=model(message.model),
-        checks=tuple(
-            FileCheck(name=each.name, is_sound=each.is_sound, problem=each.problem) for each in message.checks
-        ),
-        is_sound=message.is_sound,
-    )
-
-
-def garbage(message: model_service_pb2.Garbage) -> Garbage:
-    """Return what was removed, or would be."""
-    return Garbage(name=message.name, size_bytes=message.size_bytes, cause=message.cause)
-
-
 def trainer_info(message: trainer_info_pb2.TrainerInfo) -> TrainerInfo:
     """Return what a trainer is and has."""
     return TrainerInfo(
@@ -269,27 +207,6 @@ def trainer_info(message: trainer_info_pb2.TrainerInfo) -> TrainerInfo:
         trainer_id=message.trainer_id,
         current_time=time_from_proto(message.current_time) if message.HasField("current_time") else None,
         disk_free_bytes=message.disk_free_bytes,
-    )
-
-
-def _lineage(message: lineage_pb2.Lineage) -> Lineage:
-    parent = message.parent_checkpoint
-    return Lineage(
-        strategy_digest=message.strategy_digest,
-        series=tuple(
-            SeriesDigest(symbol=each.symbol, timeframe=each.timeframe, num_bars=each.num_bars, digest=each.digest)
-            for each in message.series
-        ),
-        start_date=message.start_date,
-        end_date=message.end_date,
-        data_mode=_DATA_MODE.get(message.data_mode, ""),
-        code_version=message.code_version,
-        seed=message.seed if message.HasField("seed") else None,
-        parent_checkpoint=(
-            ParentCheckpoint(epoch=parent.epoch, sha256=parent.sha256)
-            if message.HasField("parent_checkpoint")
-            else None
-        ),
     )
 
 
@@ -362,34 +279,12 @@ def _resource_usage(message: training_pb2.ResourceUsage) -> ResourceUsage:
     )
 
 
-def _training_metrics(message: training_result_pb2.TrainingMetrics) -> TrainingMetrics:
-    return TrainingMetrics(
-        epochs=message.epochs,
-        best_epoch=message.best_epoch,
-        train_loss=message.train_loss,
-        train_accuracy=message.train_accuracy,
-        val_loss=message.val_loss,
-        val_accuracy=message.val_accuracy,
-    )
-
-
-def _test_metrics(message: training_result_pb2.TestMetrics) -> TestMetrics:
-    return TestMetrics(
-        loss=message.loss,
-        accuracy=message.accuracy,
-        precision=message.precision,
-        recall=message.recall,
-        f1_score=message.f1_score,
-        majority_baseline_accuracy=message.majority_baseline_accuracy,
-    )
-
-
 def _report(message: training_result_pb2.TrainingResult) -> TrainingReport:
     return TrainingReport(
         model_id=message.model_id,
         model_path=message.model_path,
-        training_metrics=_training_metrics(message.training_metrics),
-        test_metrics=_test_metrics(message.test_metrics),
+        training_metrics=training_metrics(message.training_metrics),
+        test_metrics=test_metrics(message.test_metrics),
         feature_importance={each.name: each.importance for each in message.features},
         device=message.device,
         start_time=time_from_proto(message.start_time) if message.HasField("start_time") else None,

@@ -11,10 +11,10 @@ import grpc
 import grpc.aio
 from ktrdr.models.v1 import model_service_pb2, model_service_pb2_grpc
 
-from ktrdr_client import decode
+from ktrdr_client import decode_models
 from ktrdr_client.calls import call_unary, problem_of
 from ktrdr_client.model_pull import OnRetry, OpenCall, Progress, PullPolicy, pull_file, pull_files
-from ktrdr_client.types import Garbage, Model, ModelPage, ModelVerification
+from ktrdr_client.model_types import Garbage, Model, ModelPage, ModelVerification
 from ktrdr_core.errors import UnavailableError
 from ktrdr_core.rpc.chunks import decode_chunk
 from ktrdr_core.rpc.codec_choice import Compression, codec_of
@@ -38,7 +38,7 @@ class ModelCalls:
         response = await call_unary(
             self._models.GetModel, model_service_pb2.GetModelRequest(name=name), timeout_s=self._timeout_s
         )
-        return decode.model(response.model)
+        return decode_models.model(response.model)
 
     async def list_models_page(
         self, query: ModelQuery = ALL_MODELS, *, page_size: int = MODELS_PAGE_SIZE, page_token: str = ""
@@ -51,7 +51,7 @@ class ModelCalls:
             page_token: `next_page_token` of the page before, of the same query; "" begins.
         """
         request = model_query_to_proto(query, page_size=page_size, page_token=page_token)
-        return decode.model_page(await call_unary(self._models.ListModels, request, timeout_s=self._timeout_s))
+        return decode_models.model_page(await call_unary(self._models.ListModels, request, timeout_s=self._timeout_s))
 
     async def iterate_models(
         self, query: ModelQuery = ALL_MODELS, *, page_size: int = MODELS_PAGE_SIZE
@@ -108,7 +108,7 @@ class ModelCalls:
             parent=parent, alias=alias, version=version, expected_version=expected_version
         )
         response = await call_unary(self._models.SetModelAlias, request, timeout_s=self._timeout_s)
-        return decode.model(response.model) if response.HasField("model") else None
+        return decode_models.model(response.model) if response.HasField("model") else None
 
     async def verify_model(self, name: str) -> ModelVerification:
         """Return whether every file of a model is what was published; the backend reads all of them."""
@@ -117,7 +117,7 @@ class ModelCalls:
             model_service_pb2.VerifyModelRequest(name=name),
             timeout_s=max(self._timeout_s, _WHOLE_STORE_TIMEOUT_S),
         )
-        return decode.model_verification(response)
+        return decode_models.model_verification(response)
 
     async def collect_garbage(
         self, *, dry_run: bool = False, keep_versions: int | None = None, kept_aside_days: int | None = None
@@ -137,7 +137,7 @@ class ModelCalls:
             ),
             timeout_s=max(self._timeout_s, _WHOLE_STORE_TIMEOUT_S),
         )
-        return [decode.garbage(each) for each in response.removed]
+        return [decode_models.garbage(each) for each in response.removed]
 
     async def download_model(
         self, name: str, file: str, *, read_offset: int = 0, compression: Compression = Compression.AUTO

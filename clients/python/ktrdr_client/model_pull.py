@@ -15,8 +15,8 @@ import grpc.aio
 from ktrdr.models.v1.model_service_pb2 import DownloadModelRequest, DownloadModelResponse
 
 from ktrdr_client.calls import problem_of
+from ktrdr_client.model_types import Model, ModelFile
 from ktrdr_client.part_file import PartFile, is_file_there
-from ktrdr_client.types import Model, ModelFile
 from ktrdr_core.config.naming import is_name
 from ktrdr_core.data.durable import fsync_directory
 from ktrdr_core.errors import CorruptDataError, InvalidInputError, KtrdrError, StorageError, UnavailableError

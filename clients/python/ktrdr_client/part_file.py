@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from ktrdr.models.v1.model_service_pb2 import UploadChunk
 
-from ktrdr_client.types import ModelFile
+from ktrdr_client.model_types import ModelFile
 from ktrdr_core.errors import CorruptDataError, InvalidUploadError, WriteConflictError
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES, decode_chunk
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ktrdr_client.async_client import AsyncClient
 from ktrdr_client.model_comparison import ReadModel
-from ktrdr_client.types import Model
+from ktrdr_client.model_types import Model
 
 
 def read_directory(directory: Path) -> ReadModel:

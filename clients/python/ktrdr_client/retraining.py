@@ -14,7 +14,7 @@ from ktrdr_client.model_comparison import (
     ValueDifference,
     data_mode_of,
 )
-from ktrdr_client.types import Model
+from ktrdr_client.model_types import Model
 from ktrdr_core.domain.spec import DataMode, ExecutionMode, TrainingSpec
 from ktrdr_core.errors import CorruptDataError
 

@@ -1,41 +1,22 @@
-"""The clients for synchronous code: the async ones on a background event loop.
-
-One bridge between the two worlds: `_Bridge` owns the loop's thread; every method below hands it one coroutine.
-"""
+"""The backend's client for synchronous code: the async one on a background event loop."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Self
 
 from ktrdr_client.async_client import AsyncClient
+from ktrdr_client.bars_types import ImportMode, Series
 from ktrdr_client.model_calls import ALL_MODELS, MODELS_PAGE_SIZE, PULL_POLICY
 from ktrdr_client.model_pull import OnRetry, Progress, PullPolicy
+from ktrdr_client.model_types import Garbage, Model, ModelPage, ModelVerification, UploadStatus
 from ktrdr_client.model_upload import UploadProgress
 from ktrdr_client.progress_stream import ReconnectPolicy
-from ktrdr_client.trainer_client import AsyncTrainerClient
-from ktrdr_client.types import (
-    BackendConfig,
-    Checkpoint,
-    Garbage,
-    ImportMode,
-    ModeChange,
-    Model,
-    ModelPage,
-    ModelVerification,
-    Series,
-    Session,
-    Strategy,
-    TrainerInfo,
-    TrainerStatus,
-    Training,
-    UploadStatus,
-)
+from ktrdr_client.sync_bridge import Bridge
+from ktrdr_client.types import BackendConfig, ModeChange, Strategy, TrainerStatus, Training
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
@@ -43,79 +24,6 @@ from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.rpc.channel_security import ChannelSecurity
 from ktrdr_core.rpc.codec_choice import Compression
 from ktrdr_core.storage.model_query import ModelQuery
-
-T = TypeVar("T")
-AnyAsyncClient = TypeVar("AnyAsyncClient", bound="_Closable")
-
-
-class _Closable(Protocol):
-    async def close(self) -> None: ...
-
-
-class _Bridge(Generic[AnyAsyncClient]):
-    """An async client on the event loop of a thread of its own."""
-
-    def __init__(self, build: Callable[[], AnyAsyncClient]) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ktrdr-client", daemon=True)
-        self._thread.start()
-        self._lock = threading.Lock()
-        self._is_closed = False
-
-        async def build_on_loop() -> AnyAsyncClient:
-            return build()
-
-        try:
-            self.client: AnyAsyncClient = self.run(build_on_loop())
-        except BaseException:
-            self._end_loop()
-            raise
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._is_closed:
-            work.close()
-            raise RuntimeError("the client is closed; make a new one")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
-        async def take() -> list[T]:
-            # A list, because StopAsyncIteration cannot leave a coroutine.
-            return [item] if (item := await anext(items, _END)) is not _END else []
-
-        async def end() -> None:
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                await close()
-
-        try:
-            while taken := self.run(take()):
-                yield taken[0]
-        finally:
-            if not self._is_closed:
-                self.run(end())
-
-    def close(self) -> None:
-        with self._lock:
-            if self._is_closed:
-                return
-            try:
-                self.run(self.client.close())
-            finally:
-                self._is_closed = True
-                self._end_loop()
-
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-_END: Any = object()
 
 
 class Client:
@@ -139,7 +47,7 @@ class Client:
         security: ChannelSecurity | None = None,
     ) -> None:
         self.address = address
-        self._bridge = _Bridge(
+        self._bridge = Bridge(
             lambda: AsyncClient(
                 address, timeout_s=timeout_s, retry_for_s=retry_for_s, reconnect=reconnect, security=security
             )
@@ -381,106 +289,3 @@ class Client:
     ) -> Series:
         """See AsyncClient.import_bars."""
         return self._bridge.run(self._client.import_bars(path, symbol=symbol, timeframe=timeframe, mode=mode))
-
-
-class TrainerClient:
-    """AsyncTrainerClient for synchronous code; safe to use from several threads.
-
-    Args:
-        address: host:port of the trainer.
-        timeout_s: Deadline of each unary call.
-        retry_for_s: How long Train is retried on UNAVAILABLE.
-        reconnect: When a progress stream is opened again and when it is given up.
-        security: TLS and token; None is plain text without a token.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_s: float = 10.0,
-        retry_for_s: float = 5.0,
-        reconnect: ReconnectPolicy | None = None,
-        security: ChannelSecurity | None = None,
-    ) -> None:
-        self.address = address
-        self._bridge = _Bridge(
-            lambda: AsyncTrainerClient(
-                address, timeout_s=timeout_s, retry_for_s=retry_for_s, reconnect=reconnect, security=security
-            )
-        )
-        self._client = self._bridge.client
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection and end the background thread."""
-        self._bridge.close()
-
-    def train(
-        self,
-        spec: TrainingSpec,
-        *,
-        session_id: str | None = None,
-        training_id: str = "",
-        attempt: int = 1,
-        upload_target: str = "",
-        resume_from: Checkpoint | None = None,
-        series: Sequence[Series] = (),
-    ) -> Session:
-        """See AsyncTrainerClient.train."""
-        return self._bridge.run(
-            self._client.train(
-                spec,
-                session_id=session_id,
-                training_id=training_id,
-                attempt=attempt,
-                upload_target=upload_target,
-                resume_from=resume_from,
-                series=series,
-            )
-        )
-
-    def cancel(self, session_id: str, *, save_checkpoint: bool = False, reason: str = "") -> Session:
-        """See AsyncTrainerClient.cancel."""
-        return self._bridge.run(self._client.cancel(session_id, save_checkpoint=save_checkpoint, reason=reason))
-
-    def stream_progress(self, session_id: str, after_sequence: int = 0) -> Iterator[ProgressEvent]:
-        """See AsyncTrainerClient.stream_progress."""
-        return self._bridge.iterate(self._client.stream_progress(session_id, after_sequence))
-
-    def wait(self, session_id: str) -> Session:
-        """See AsyncTrainerClient.wait."""
-        return self._bridge.run(self._client.wait(session_id))
-
-    def get_session(self, session_id: str) -> Session:
-        """See AsyncTrainerClient.get_session."""
-        return self._bridge.run(self._client.get_session(session_id))
-
-    def list_sessions(self) -> list[Session]:
-        """See AsyncTrainerClient.list_sessions."""
-        return self._bridge.run(self._client.list_sessions())
-
-    def get_checkpoint(self, session_id: str, path: Path) -> Checkpoint:
-        """See AsyncTrainerClient.get_checkpoint."""
-        return self._bridge.run(self._client.get_checkpoint(session_id, path))
-
-    def put_checkpoint(self, path: Path, *, epoch: int) -> Checkpoint:
-        """See AsyncTrainerClient.put_checkpoint."""
-        return self._bridge.run(self._client.put_checkpoint(path, epoch=epoch))
-
-    def prepare_bars(
-        self, series: Sequence[Series], source: str, *, progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        """See AsyncTrainerClient.prepare_bars; `progress` is called in the background thread."""
-        return self._bridge.run(self._client.prepare_bars(series, source, progress=progress))
-
-    def get_server_info(self) -> TrainerInfo:
-        """See AsyncTrainerClient.get_server_info."""
-        return self._bridge.run(self._client.get_server_info())

@@ -17,9 +17,10 @@ from ktrdr.models.v1 import model_service_pb2
 from ktrdr.trainer.v1 import checkpoint_pb2, trainer_service_pb2, trainer_service_pb2_grpc
 
 from ktrdr_client import decode
+from ktrdr_client.bars_types import Series
 from ktrdr_client.calls import call_unary
 from ktrdr_client.progress_stream import ProgressChunk, ReconnectPolicy, reconnecting_progress
-from ktrdr_client.types import Checkpoint, Series, Session, TrainerInfo
+from ktrdr_client.types import Checkpoint, Session, TrainerInfo
 from ktrdr_core.domain.progress import ProgressEvent
 from ktrdr_core.domain.spec import TrainingSpec
 from ktrdr_core.errors import CorruptDataError, KtrdrError

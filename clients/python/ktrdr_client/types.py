@@ -1,11 +1,11 @@
-"""What the client answers: plain, frozen dataclasses, free of protobuf.
+"""What the client answers about trainings, trainers and strategies: plain, frozen dataclasses, free of protobuf.
 
 Times are timezone-aware, UTC. Durations are seconds. None means the service left it unset.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -15,7 +15,6 @@ from ktrdr_core.domain.scheduling import DEFAULT_SCHEDULING, Scheduling
 from ktrdr_core.domain.spec import ExecutionMode, TrainingSpec
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.execution.resources import ResourceUsage
-from ktrdr_core.storage.stored_model import Lineage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,93 +255,6 @@ class Strategy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFile:
-    """A file of a stored model; `sha256` is hex."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A stored version of a trained model.
-
-    Attributes:
-        version: From 1; 0 if it is kept aside.
-        path: Its directory on the backend's machine.
-        feature_importance: In model order.
-        aliases: Names that point at it, "latest" among them.
-        evaluation: None in lists.
-        is_kept_aside: The artifact of an attempt that was given up; never published as a result.
-    """
-
-    name: str
-    model_id: str
-    strategy_name: str
-    symbols: tuple[str, ...]
-    timeframes: tuple[str, ...]
-    version: int
-    path: str
-    create_time: datetime | None
-    training_id: str
-    attempt: int
-    artifact_digest: str
-    files: tuple[ModelFile, ...]
-    training_metrics: TrainingMetrics
-    test_metrics: TestMetrics
-    feature_importance: dict[str, float]
-    aliases: tuple[str, ...]
-    evaluation: Evaluation | None = None
-    lineage: Lineage = field(default_factory=Lineage)
-    size_bytes: int = 0
-    is_kept_aside: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelPage:
-    """One page of models and the token of the next; "" on the last page."""
-
-    models: tuple[Model, ...]
-    next_page_token: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileCheck:
-    """What was found of one file of a model; `problem` is empty if it is sound."""
-
-    name: str
-    is_sound: bool
-    problem: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelVerification:
-    """Whether the files of a model are those that were published."""
-
-    model: Model
-    checks: tuple[FileCheck, ...]
-    is_sound: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Garbage:
-    """Something in the model store that nothing refers to; `cause` says why, for people."""
-
-    name: str
-    size_bytes: int
-    cause: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadStatus:
-    """How much of an upload is safely stored."""
-
-    committed_size_bytes: int
-    is_complete: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Device:
     """A device a worker can train on."""
 
@@ -408,50 +320,3 @@ class Session:
     message: str
     checkpoint: Checkpoint | None = None
     resumed_from_epoch: int = 0
-
-
-class ImportMode(StrEnum):
-    """What an import does where the backend has the series already."""
-
-    CREATE = "create"
-    APPEND = "append"
-    REPLACE = "replace"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeriesPart:
-    """Bars of one year (UTC) of a series, as one Parquet file.
-
-    Attributes:
-        start_time, end_time: Open times of the first and the last bar.
-        num_bars: How many.
-        size_bytes: Size of the file.
-        sha256: SHA-256 of the file, hex.
-    """
-
-    start_time: datetime
-    end_time: datetime
-    num_bars: int
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """A series of bars in the backend's store, or a range of one.
-
-    Attributes:
-        symbol, timeframe: Which one.
-        num_bars: How many bars; 0 where the backend does not know without reading them.
-        start_time, end_time: Open times of the first and the last bar; None likewise.
-        digest: SHA-256 of symbol, timeframe and every value, hex; "" likewise.
-        parts: What it is made of, in order of time; empty in lists and for ranges.
-    """
-
-    symbol: str
-    timeframe: str
-    num_bars: int
-    start_time: datetime | None
-    end_time: datetime | None
-    digest: str
-    parts: tuple[SeriesPart, ...]

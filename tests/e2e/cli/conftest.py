@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from ktrdr_client.cli.app import run
+from ktrdr_client.cli.run import run
 
 from tests.kit.cli import ROOT, Cli, Ran, embedded_cli
 from tests.kit.eventually import PATIENCE_S

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ktrdr_client.cli.app import run
+from ktrdr_client.cli.run import run
 
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from tests.kit.builders import bars_csv, make_bars, write_bars_csv
@@ -242,7 +242,7 @@ def test_error_as_json(data: Data) -> None:
 def test_data_commands_load_neither_grpc_nor_torch(tmp_path: Path) -> None:
     write_bars_csv(tmp_path, BARS)
     code = (
-        "import sys; from ktrdr_client.cli.app import run; "
+        "import sys; from ktrdr_client.cli.run import run; "
         f"run(['data', 'check', '--bars-dir', {str(tmp_path)!r}]); "
         "print(sorted({'grpc', 'torch', 'numba', 'talib', 'pandas'} & set(sys.modules)))"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from ktrdr_client.cli.app import run
+from ktrdr_client.cli.run import run
 
 from tests.kit.cli import ROOT, Cli, Ran, embedded_cli
 from tests.kit.documents import last_names

@@ -18,7 +18,7 @@ from ktrdr_core.execution.engine import EngineSession, SessionJob
 from ktrdr_core.execution.found_checkpoint import find_checkpoint
 from ktrdr_core.execution.process_engine import ProcessEngine
 from ktrdr_core.execution.process_group import has_live_member
-from ktrdr_core.storage.artifact import artifact_digest
+from ktrdr_core.storage.artifact_files import artifact_digest
 from ktrdr_core.storage.staging import StagedStorage
 from ktrdr_core.training.checkpoint import load_checkpoint
 from ktrdr_core.training.checkpoint_file import LoopPosition

@@ -11,7 +11,7 @@ import pytest_asyncio
 from ktrdr.trainer.v1 import trainer_service_pb2 as pb
 from ktrdr.training.v1 import training_state_pb2 as states
 
-from ktrdr_core.storage.artifact import artifact_digest
+from ktrdr_core.storage.artifact_files import artifact_digest
 from tests.kit.grpc_server import serving
 from tests.kit.model_sink import ModelSink
 from tests.kit.trainer_process import TrainerProcess, first_epoch, is_alive, train_request, trainer_process

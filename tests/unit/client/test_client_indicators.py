@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ktrdr_client.cli.app import run
+from ktrdr_client.cli.run import run
 
 from ktrdr_core.config.signatures import SIGNATURES
 from tests.kit.builders import REPOSITORY

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ktrdr_client.cli.app import run
+from ktrdr_client.cli.run import run
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.settings import ClientSettings, environment_of_embedded
 
@@ -119,6 +119,6 @@ def test_global_option_in_the_wrong_place_is_told_its_place(capsys: pytest.Captu
 
 
 def test_client_without_tls_starts_without_the_library_of_certificates() -> None:
-    code = "import sys; sys.modules['cryptography'] = None; import ktrdr_client, ktrdr_client.cli.app"
+    code = "import sys; sys.modules['cryptography'] = None; import ktrdr_client, ktrdr_client.cli.run"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr

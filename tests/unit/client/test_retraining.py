@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from ktrdr_client.model_comparison import compare_models
+from ktrdr_client.model_types import Model
 from ktrdr_client.retraining import causes, is_deletable, retraining_spec
-from ktrdr_client.types import Model
 
 from ktrdr_core.config.loader import parse_strategy
 from ktrdr_core.domain.spec import DataMode, ExecutionMode

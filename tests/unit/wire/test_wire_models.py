@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ktrdr.models.v1 import model_order_pb2, model_service_pb2
-from ktrdr_client import decode
+from ktrdr_client import decode_models
 
 from ktrdr_core.domain.spec import DataMode
 from ktrdr_core.errors import InvalidInputError
-from ktrdr_core.storage.artifact import ArtifactFile
+from ktrdr_core.storage.artifact_files import ArtifactFile
 from ktrdr_core.storage.model_query import ModelOrder, ModelQuery
 from ktrdr_core.storage.stored_model import Lineage, ModelSummary, ParentCheckpoint, SeriesDigest
 from ktrdr_core.wire.models import model_query_from_proto, model_query_to_proto, model_summary_to_proto
@@ -76,7 +76,7 @@ def a_summary(lineage: Lineage) -> ModelSummary:
 @given(LINEAGES)
 def test_client_reads_every_field_of_a_summary(lineage: Lineage) -> None:
     summary = a_summary(lineage)
-    read = decode.model(model_summary_to_proto(summary))
+    read = decode_models.model(model_summary_to_proto(summary))
     for field in fields(summary):
         name = {"digest": "artifact_digest"}.get(field.name, field.name)
         ours, theirs = getattr(summary, field.name), getattr(read, name)
@@ -96,7 +96,7 @@ def test_client_reads_every_field_of_a_summary(lineage: Lineage) -> None:
 
 
 def test_data_mode_that_this_version_does_not_know_is_empty() -> None:
-    assert decode.model(model_summary_to_proto(a_summary(Lineage(data_mode="tape")))).lineage.data_mode == ""
+    assert decode_models.model(model_summary_to_proto(a_summary(Lineage(data_mode="tape")))).lineage.data_mode == ""
 
 
 @given(

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ktrdr_client.cli import exit_codes
 from ktrdr_client.cli.data_app import data_app
-from ktrdr_client.cli.errors import tell, write_json_error
-from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.models_app import models_app
 from ktrdr_client.cli.options import FLAG, EndDate, Json, StartDate, TrainingId, go, session_of
 from ktrdr_client.cli.security_app import security_app
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.trainers_app import trainers_app
 from ktrdr_client.settings import ClientSettings
-from ktrdr_core.errors import InternalError, InvalidInputError, KtrdrError
-
-_GLOBAL_OPTIONS = (
-    *("--backend", "--data-dir", "--tls-ca", "--tls-cert", "--tls-key", "--token-file"),
-    *("--debug", "--version"),
-)
-# typer carries a click of its own since 0.20; its errors are found through a class both have.
-_UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
-_AnyClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 app = typer.Typer(
     name="ktrdr",
@@ -51,7 +37,6 @@ app.add_typer(trainer_app, name="trainer")
 app.add_typer(data_app, name="data")
 app.add_typer(trainers_app, name="trainers")
 app.add_typer(security_app, name="security")
-
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -119,9 +104,6 @@ def main_options(
         is_debug=debug,
     )
     context.obj = CliSession(settings=settings)
-
-
-# Trainings
 
 
 @app.command()
@@ -269,9 +251,6 @@ def doctor(context: typer.Context, as_json: Json = False) -> int:
     return go(body(session_of(context, is_json=as_json)))
 
 
-# Configuration
-
-
 @config_app.command(name="get")
 def config_get(context: typer.Context, as_json: Json = False) -> int:
     """Show the backend's configuration."""
@@ -291,9 +270,6 @@ def config_set(
     from ktrdr_client.cli.training_commands import config_set as body
 
     return go(body(session_of(context, is_json=as_json), key, value))
-
-
-# Services
 
 
 @backend_app.command(name="serve", context_settings=_PASS_THROUGH)
@@ -343,9 +319,6 @@ def up(
     )
 
 
-# Strategies
-
-
 @strategies_app.command(name="list")
 def strategies_list(context: typer.Context, as_json: Json = False) -> int:
     """List the backend's strategies with their status."""
@@ -377,54 +350,3 @@ def indicators(
 
     session = session_of(context, is_json=as_json)
     return list_indicators(session) if name is None else show_indicator(session, name)
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run one invocation; every error becomes one sentence on stderr and an exit code."""
-    is_debug = "--debug" in arguments
-    try:
-        return int(app(args=list(arguments), prog_name="ktrdr", standalone_mode=False) or 0)
-    except _AnyClickError as error:
-        return _usage_error(error, arguments)
-    except KtrdrError as error:
-        if is_debug:
-            raise
-        text = error.message
-        if isinstance(error, InternalError):
-            text += "; run again with --debug and look into the service's log"
-        tell(text)
-        if "--json" in arguments:
-            write_json_error(error)
-        return exit_codes.of_error(error)
-    except (KeyboardInterrupt, typer.Abort):
-        tell("interrupted")
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (`ktrdr list | head`): nothing is left to say.
-        sys.stderr.close()
-        return ExitCode.OK
-    except Exception as error:  # the edge: a defect is one sentence for people, a traceback with --debug
-        if is_debug:
-            raise
-        tell(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it")
-        return ExitCode.FAILED
-
-
-def _usage_error(error: Any, arguments: Sequence[str]) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        return ExitCode.BAD_INPUT
-    from ktrdr_client.cli.usage import usage_sentence
-
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "ktrdr"
-    text = usage_sentence(error.format_message(), arguments)
-    misplaced = next((option for option in _GLOBAL_OPTIONS if option in text and "No such option" in text), None)
-    if misplaced and path != "ktrdr":
-        text = f"{misplaced} goes before the command: ktrdr {misplaced} ... {path.removeprefix('ktrdr ')}"
-    else:
-        text = f"{text}; see {path} --help"
-    tell(text)
-    if "--json" in arguments:
-        write_json_error(InvalidInputError(text))
-    return ExitCode.BAD_INPUT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 
 from ktrdr_client.cli import formats, json_lines
@@ -13,53 +12,28 @@ from ktrdr_client.cli.report import baseline_sentence, metrics_table
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_fields, say_table
 from ktrdr_client.cli.train_command import parse_day
-from ktrdr_client.types import Model
-from ktrdr_core.storage.model_query import ModelOrder, ModelQuery
+from ktrdr_client.model_types import Model
+from ktrdr_core.storage.model_query import ModelQuery
 from ktrdr_core.storage.stored_model import Lineage
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListArguments:
-    """What was typed after `ktrdr models list`; "" and None mean not given."""
+def published_between(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """Return the first time of the day `since` and the one after the day `until`, UTC; None where none was given.
 
-    strategy: str = ""
-    symbol: str = ""
-    timeframe: str = ""
-    training: str = ""
-    alias: str = ""
-    series_digest: str = ""
-    since: str | None = None
-    until: str | None = None
-    order: ModelOrder = ModelOrder.NEWEST
-    kept_aside: bool = False
-    limit: int = 50
-
-    def query(self) -> ModelQuery:
-        """Return what the backend is asked.
-
-        Raises:
-            InvalidInputError: A day is none.
-        """
-        since, until = parse_day(self.since, "--since"), parse_day(self.until, "--until")
-        return ModelQuery(
-            strategy_name=self.strategy,
-            symbol=self.symbol,
-            timeframe=self.timeframe,
-            training_id=self.training,
-            alias=self.alias,
-            series_digest=self.series_digest,
-            start_time=None if since is None else datetime.combine(since, time(), UTC),
-            end_time=None if until is None else datetime.combine(until, time(), UTC) + timedelta(days=1),
-            order=self.order,
-            kept_aside=self.kept_aside,
-        )
+    Raises:
+        InvalidInputError: A day is none.
+    """
+    first, last = parse_day(since, "--since"), parse_day(until, "--until")
+    return (
+        None if first is None else datetime.combine(first, time(), UTC),
+        None if last is None else datetime.combine(last, time(), UTC) + timedelta(days=1),
+    )
 
 
-async def list_models(session: CliSession, arguments: ListArguments) -> int:
+async def list_models(session: CliSession, query: ModelQuery, *, limit: int) -> int:
     """List stored models, or what is kept aside."""
-    query = arguments.query()
     async with session.client() as client:
-        models = await client.list_models(query, limit=arguments.limit)
+        models = await client.list_models(query, limit=limit)
     if session.is_json:
         for model in models:
             session.write_json(json_lines.line("model", model))

@@ -10,7 +10,7 @@ from ktrdr_client.cli.confirm import is_confirmed
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_table
-from ktrdr_client.types import Garbage
+from ktrdr_client.model_types import Garbage
 from ktrdr_core.errors import InvalidInputError
 
 _VERSION = re.compile(r"v?([1-9][0-9]{0,8})")

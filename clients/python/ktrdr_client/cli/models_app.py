@@ -11,7 +11,7 @@ import typer
 from ktrdr_client.cli.options import FLAG, EndDate, Json, StartDate, go, session_of
 from ktrdr_core.domain.export_format import ExportFormat
 from ktrdr_core.domain.spec import ExecutionMode
-from ktrdr_core.storage.model_query import ModelOrder
+from ktrdr_core.storage.model_query import ModelOrder, ModelQuery
 
 models_app = typer.Typer(help="The model store.", no_args_is_help=True)
 
@@ -57,23 +57,23 @@ def models_list(
     as_json: Json = False,
 ) -> int:
     """List stored models, newest first."""
-    from ktrdr_client.cli.model_commands import ListArguments
     from ktrdr_client.cli.model_commands import list_models as body
+    from ktrdr_client.cli.model_commands import published_between
 
-    arguments = ListArguments(
-        strategy=strategy,
+    start_time, end_time = published_between(since, until)
+    query = ModelQuery(
+        strategy_name=strategy,
         symbol=symbol,
         timeframe=timeframe,
-        training=training,
+        training_id=training,
         alias=alias,
         series_digest=series_digest,
-        since=since,
-        until=until,
+        start_time=start_time,
+        end_time=end_time,
         order=sort,
         kept_aside=kept_aside,
-        limit=limit,
     )
-    return go(body(session_of(context, is_json=as_json), arguments))
+    return go(body(session_of(context, is_json=as_json), query, limit=limit))
 
 
 @models_app.command(name="show")

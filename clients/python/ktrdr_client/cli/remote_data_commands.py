@@ -18,7 +18,7 @@ from ktrdr_core.errors import InvalidBarsError, InvalidInputError
 
 if TYPE_CHECKING:
     from ktrdr_client.async_client import AsyncClient
-    from ktrdr_client.types import Series
+    from ktrdr_client.bars_types import Series
     from ktrdr_core.data.bar_store import SeriesInfo
 
 
@@ -33,7 +33,7 @@ async def list_remote_series(session: CliSession, *, bars_dir: Path | None) -> i
 
 async def send_files(session: CliSession, arguments: ImportArguments) -> int:
     """Read, check and repair files here as for a store of this machine, then send what they are to the backend."""
-    from ktrdr_client.types import ImportMode
+    from ktrdr_client.bars_types import ImportMode
     from ktrdr_core.data.importer import IfExists, stage_import
 
     _refuse_directory(arguments.bars_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ktrdr_client.cli import formats, json_lines
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.session import CliSession
-from ktrdr_client.types import Model
+from ktrdr_client.model_types import Model
 from ktrdr_core.config.naming import is_name
 from ktrdr_core.errors import CorruptDataError, KtrdrError
 from ktrdr_core.rpc.codec_choice import Compression

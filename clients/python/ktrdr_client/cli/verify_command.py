@@ -16,8 +16,8 @@ from ktrdr_client.cli.model_source import model_directory
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.tables import say_table
 from ktrdr_client.model_comparison import ReadModel, SeriesVerdict, compare_models
+from ktrdr_client.model_types import FileCheck
 from ktrdr_client.retraining import causes, is_deletable, retraining_spec
-from ktrdr_client.types import FileCheck
 from ktrdr_core.domain.scheduling import Scheduling
 from ktrdr_core.domain.spec import ExecutionMode
 from ktrdr_core.errors import InvalidInputError, KtrdrError

@@ -122,7 +122,7 @@ class ModelServiceServicer:
         - INVALID_ARGUMENT: `read_offset` is outside the file.
         - NOT_FOUND: no such model or file.
         - DATA_LOSS: the file is not what was published.
-        - UNAVAILABLE: the backend stops, or its disk cannot be read.
+        - UNAVAILABLE: the backend stops, its disk cannot be read, or nothing was taken for 120 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,7 @@ class ModelServiceStub:
     - INVALID_ARGUMENT: `read_offset` is outside the file.
     - NOT_FOUND: no such model or file.
     - DATA_LOSS: the file is not what was published.
-    - UNAVAILABLE: the backend stops, or its disk cannot be read.
+    - UNAVAILABLE: the backend stops, its disk cannot be read, or nothing was taken for 120 s.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """Answers one model. Safe to retry.
@@ -127,7 +127,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     - INVALID_ARGUMENT: `read_offset` is outside the file.
     - NOT_FOUND: no such model or file.
     - DATA_LOSS: the file is not what was published.
-    - UNAVAILABLE: the backend stops, or its disk cannot be read.
+    - UNAVAILABLE: the backend stops, its disk cannot be read, or nothing was taken for 120 s.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Answers one model. Safe to retry.
@@ -208,7 +208,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: `read_offset` is outside the file.
         - NOT_FOUND: no such model or file.
         - DATA_LOSS: the file is not what was published.
-        - UNAVAILABLE: the backend stops, or its disk cannot be read.
+        - UNAVAILABLE: the backend stops, its disk cannot be read, or nothing was taken for 120 s.
         """
 
     @_abc_1.abstractmethod

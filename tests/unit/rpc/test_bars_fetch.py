@@ -30,7 +30,9 @@ from ktrdr_core.errors import (
     UnavailableError,
     UnreachableError,
 )
-from ktrdr_core.rpc.bars_transfer import ArrivingFile, FetchedBars, fetch_bars, import_messages, send_file
+from ktrdr_core.rpc.bars_fetch import FetchedBars, fetch_bars
+from ktrdr_core.rpc.bars_file import ArrivingFile
+from ktrdr_core.rpc.bars_messages import import_messages, send_file
 from ktrdr_core.rpc.errors import to_status
 from tests.kit.eventually import eventually
 

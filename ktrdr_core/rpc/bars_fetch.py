@@ -1,62 +1,36 @@
-"""Files of bars over the wire, both ways and both sides: bytes in order, each message checked, the whole verified.
-
-A Parquet file is compressed already, so its bytes travel as they are.
-"""
+"""Fetches a file of bars over as many streams as it takes."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
 
-import google_crc32c
 import grpc
 import grpc.aio
-from ktrdr.data.v1.import_mode_pb2 import ImportMode
-from ktrdr.data.v1.market_data_service_pb2 import GetBarsRequest, GetBarsResponse, ImportBarsRequest
-from ktrdr.data.v1.series_pb2 import Series, SeriesPart
+from ktrdr.data.v1.market_data_service_pb2 import GetBarsRequest, GetBarsResponse
+from ktrdr.data.v1.series_pb2 import Series
 
-from ktrdr_core.data.durable import fsync_directory
 from ktrdr_core.errors import (
     CancellationError,
     CorruptDataError,
     InvalidInputError,
     InvalidUploadError,
     KtrdrError,
-    QuotaExceededError,
     SeriesChangedError,
     StorageError,
     UnavailableError,
 )
+from ktrdr_core.rpc.bars_file import ArrivingFile, check_announced
+from ktrdr_core.rpc.bars_messages import IDLE_TIMEOUT_S
 from ktrdr_core.rpc.errors import from_rpc_error
 from ktrdr_core.undisturbed import in_thread
 
-CHUNK_SIZE_BYTES = 1 << 20
-IDLE_TIMEOUT_S = 30.0
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
-SHA256_SIZE_BYTES = 32
 PARTIAL_SUFFIX = ".part"
 _NUM_WRONG_DIGESTS = 2
 _NUM_CHANGES = 3
-T = TypeVar("T")
-
-
-class BarsMessage(Protocol):
-    """What GetBars and ImportBars messages have in common."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def data(self) -> bytes: ...
-    @property
-    def crc32c(self) -> int: ...
-
-
 GetBars = Callable[[GetBarsRequest], "grpc.aio.UnaryStreamCall[GetBarsRequest, GetBarsResponse]"]
 
 
@@ -75,210 +49,6 @@ class FetchedBars:
     size_bytes: int
     sha256: str
     num_fetched_bytes: int
-
-
-class ArrivingFile:
-    """Bytes of a file of bars that come in order. Blocking; one thread at a time.
-
-    Args:
-        path: Where they are written; the file stays until `remove`.
-        max_size_bytes: Most that is taken; it may be changed once more is known.
-    """
-
-    def __init__(self, path: Path, *, max_size_bytes: int) -> None:
-        self._path = path
-        self.max_size_bytes = max_size_bytes
-        self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
-        self.size_bytes = 0
-
-    def resume(self) -> None:
-        """Go on after the bytes that are there from before."""
-        self.close()
-        self._digest = hashlib.sha256()
-        self._file = self._path.open("ab+")
-        self._file.seek(0)
-        while data := self._file.read(CHUNK_SIZE_BYTES):
-            self._digest.update(data)
-        self.size_bytes = self._file.tell()
-        if self.size_bytes > self.max_size_bytes:
-            self.restart()
-
-    def restart(self) -> None:
-        """Begin at the beginning."""
-        self.close()
-        self._digest = hashlib.sha256()
-        self._file = self._path.open("wb")
-        self.size_bytes = 0
-
-    def write(self, message: BarsMessage) -> None:
-        """Take the bytes of the next message.
-
-        Raises:
-            InvalidUploadError: They are not the next ones, too many, or more than a message may have.
-            CorruptDataError: Their checksum differs.
-        """
-        data = message.data
-        if message.offset != self.size_bytes:
-            raise InvalidUploadError(
-                f"offset must be {self.size_bytes}, was {message.offset}; send the bytes in order", field="offset"
-            )
-        if len(data) > CHUNK_SIZE_BYTES:
-            raise InvalidUploadError(
-                f"data must have at most {CHUNK_SIZE_BYTES} bytes, had {len(data)}; cut the file", field="data"
-            )
-        if self.size_bytes + len(data) > self.max_size_bytes:
-            raise InvalidUploadError(
-                f"the file has more than the {self.max_size_bytes} bytes it was announced with",
-                field="total_size_bytes",
-            )
-        found = google_crc32c.value(data)
-        if found != message.crc32c:
-            raise CorruptDataError(
-                f"CRC32C of the data at offset {message.offset} must be {message.crc32c:08x}, was {found:08x}; "
-                "send it again"
-            )
-        self._opened.write(data)
-        self._digest.update(data)
-        self.size_bytes += len(data)
-
-    def verify(self, size_bytes: int, sha256: bytes) -> None:
-        """Raise unless exactly these bytes have come.
-
-        Raises:
-            InvalidUploadError: They are fewer.
-            CorruptDataError: Their digest differs.
-        """
-        if self.size_bytes != size_bytes:
-            raise InvalidUploadError(
-                f"the file must have {size_bytes} bytes, {self.size_bytes} arrived; send it again",
-                field="total_size_bytes",
-            )
-        if self._digest.digest() != sha256:
-            raise CorruptDataError(
-                f"SHA-256 of the file must be {sha256.hex()}, was {self._digest.hexdigest()}; send it again"
-            )
-
-    def close(self) -> None:
-        """Close the file; what it has is kept."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            file.close()
-
-    def publish(self, path: Path) -> None:
-        """Make the file durable under its name; the one that was there is replaced."""
-        self._opened.flush()
-        os.fsync(self._opened.fileno())
-        self.close()
-        self._path.rename(path)
-        fsync_directory(path.parent)
-
-    def abandon(self) -> None:
-        """Close the file after something failed."""
-        with contextlib.suppress(OSError):  # what a full disk did not take is not wanted any more
-            self.close()
-
-    @property
-    def _opened(self) -> BinaryIO:
-        if self._file is None:
-            raise AssertionError("resume or restart comes first")
-        return self._file
-
-    def remove(self) -> None:
-        """Close and remove the file."""
-        self._path.unlink(missing_ok=True)
-        self.abandon()
-
-
-def check_announced(size_bytes: int, sha256: bytes, *, max_size_bytes: int) -> None:
-    """Check what a file of bars is announced with.
-
-    Raises:
-        InvalidUploadError: The digest is none, or there are no bytes.
-        QuotaExceededError: It is larger than allowed.
-    """
-    if len(sha256) != SHA256_SIZE_BYTES:
-        raise InvalidUploadError(f"sha256 must be {SHA256_SIZE_BYTES} bytes, was {len(sha256)}", field="sha256")
-    if size_bytes < 1:
-        raise InvalidUploadError(f"total_size_bytes must be at least 1, was {size_bytes}", field="total_size_bytes")
-    if size_bytes > max_size_bytes:
-        raise QuotaExceededError(
-            f"a file of bars may have {max_size_bytes} bytes here, this one has {size_bytes}; send it in pieces"
-        )
-
-
-def part_request(symbol: str, timeframe: str, part: SeriesPart) -> GetBarsRequest:
-    """Return the request for exactly this part of a series."""
-    return GetBarsRequest(
-        symbol=symbol,
-        timeframe=timeframe,
-        start_time=part.start_time,
-        end_time=part.end_time,
-        sha256=part.sha256,
-    )
-
-
-async def send_file(
-    write: Callable[[GetBarsResponse], Awaitable[None]],
-    file: BinaryIO,
-    first: GetBarsResponse,
-    *,
-    idle_timeout_s: float = IDLE_TIMEOUT_S,
-) -> None:
-    """Send the bytes of a file from `first.offset` on: the server's side of GetBars.
-
-    Args:
-        write: The call's own.
-        file: What is sent; read off the event loop.
-        first: The first response, without data.
-        idle_timeout_s: How long the other side may take nothing; there is no limit on the total.
-
-    Raises:
-        UnavailableError: It took nothing for too long.
-    """
-    response, offset = first, first.offset
-    while True:
-        data, crc32c = await in_thread(_read_at, file, offset)
-        if not data and response is not first:
-            return
-        response.offset, response.data, response.crc32c = offset, data, crc32c
-        try:
-            async with asyncio.timeout(idle_timeout_s):
-                await write(response)
-        except TimeoutError as error:
-            raise UnavailableError(
-                f"the bars were not taken for {idle_timeout_s:g} s; ask again with read_offset"
-            ) from error
-        offset += len(data)
-        if offset >= first.total_size_bytes:
-            return
-        response = GetBarsResponse()
-
-
-def import_messages(
-    path: Path, *, symbol: str, timeframe: str, mode: ImportMode.ValueType
-) -> Iterator[ImportBarsRequest]:
-    """Yield what ImportBars takes: what the bars are, and the bytes of their Parquet file.
-
-    Raises:
-        OSError: The file cannot be read.
-        InvalidUploadError: It is empty.
-    """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-        size = file.tell()
-        if not size:
-            raise InvalidUploadError(f"{path} is empty; give a Parquet file of bars", field="path")
-        file.seek(0)
-        message = ImportBarsRequest(
-            series=Series(symbol=symbol, timeframe=timeframe), total_size_bytes=size, sha256=digest, mode=mode
-        )
-        offset = 0
-        while data := file.read(CHUNK_SIZE_BYTES):
-            message.offset, message.data, message.crc32c = offset, data, google_crc32c.value(data)
-            yield message
-            offset += len(data)
-            message = ImportBarsRequest()
 
 
 async def fetch_bars(
@@ -462,8 +232,3 @@ def _unavailable(problem: KtrdrError) -> KtrdrError:
     if isinstance(problem, CancellationError):
         return UnavailableError(f"the service stopped while bars were fetched ({problem.message}); ask again")
     return problem
-
-
-def _read_at(file: BinaryIO, offset: int) -> tuple[bytes, int]:
-    data = os.pread(file.fileno(), CHUNK_SIZE_BYTES, offset)
-    return data, google_crc32c.value(data)
