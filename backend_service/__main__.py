@@ -14,7 +14,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the settings that were given as flags, by name."""
     parser = argparse.ArgumentParser(
         prog="python -m backend_service",
-        description="Serve trainings and models; every flag is also a variable KTRDR_<FLAG>.",
+        description="Serve trainings and models; every flag is also a variable: KTRDR_ and the word behind it.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")

@@ -1,8 +1,9 @@
 """A model's way home: 64 MB, 512 MB and 2 GiB of weights to a verified, fsynced, published version.
 
 The sender is the trainer's outbox in a process of its own, the receiver a real backend; the time is from the first look
-at the artifact to the backend's confirmation. Beside it, in the same run: a plain copy of the weights with SHA-256 and
-fsync, and the usual torch.save + gzip + base64 + JSON POST (at 64 MB; `python -m benchmarks.http_upload` does others).
+at the artifact, which lies there with its sums beside it as a worker leaves it, to the backend's confirmation. Beside
+it, in the same run: a plain copy of the weights with SHA-256 and fsync, and the usual torch.save + gzip + base64 + JSON
+POST (at 64 MB; `python -m benchmarks.http_upload` does others).
 The far link has 1 Gbit/s and 60 ms from there to here and back; the bad one drops every connection every 2 s besides.
 """
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ktrdr_core.storage.artifact import write_artifact
+from ktrdr_core.storage.artifact_sums import ArtifactSums, write_sums
 from tests.kit.artifacts import make_artifact
 
 _BLOCK_BYTES = 64 << 20
@@ -19,7 +20,7 @@ _COPY_BYTES = 1 << 20
 
 
 def write_large_artifact(directory: Path, size_bytes: int, *, seed: int = 1) -> Path:
-    """Write an artifact whose weights have `size_bytes`, a multiple of 4, and return its weights file.
+    """Write an artifact as a worker leaves it, its weights of `size_bytes`, a multiple of 4; return its weights file.
 
     The values repeat after 64 MiB, which no codec here sees: each works on 1 MiB at most.
     """
@@ -35,6 +36,7 @@ def write_large_artifact(directory: Path, size_bytes: int, *, seed: int = 1) -> 
         for begin in range(0, size_bytes, _BLOCK_BYTES):
             file.write(block[: size_bytes - begin])
         os.fsync(file.fileno())
+    write_sums(directory, ArtifactSums.of(directory))
     return path
 
 

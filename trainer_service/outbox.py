@@ -15,6 +15,7 @@ from ktrdr.models.v1 import model_service_pb2
 
 from ktrdr_core.errors import (
     AlreadyExistsError,
+    CorruptDataError,
     IllegalStateError,
     InvalidInputError,
     KtrdrError,
@@ -29,6 +30,7 @@ from ktrdr_core.rpc.codec_choice import Compression
 from ktrdr_core.rpc.send_upload import ArtifactSender
 from ktrdr_core.rpc.upload import UploadPlan
 from ktrdr_core.rpc.upload_retries import UploadRetries
+from ktrdr_core.storage.artifact_sums import ArtifactSums, forget_sums, read_sums
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
 WARN_AFTER_FAILURES = 3
@@ -74,6 +76,7 @@ class Upload:
         target: Returns the address of the ModelService now; asked before each try.
         warn: Called with a reason and a sentence after the third failure in a row.
         options: How it is sent.
+        digest: `artifact_digest` of what was made; "" if it is not known.
         is_resumed: A stream of an earlier process may still be open on the other side.
     """
 
@@ -86,6 +89,7 @@ class Upload:
         target: Callable[[], str],
         warn: WarningCallback,
         options: UploadOptions,
+        digest: str = "",
         is_resumed: bool = False,
     ) -> None:
         self._directory = directory
@@ -94,6 +98,7 @@ class Upload:
         self._target = target
         self._warn = warn
         self._options = options
+        self._digest = digest
         self._sender: ArtifactSender | None = None
         self._retries = UploadRetries(options.retry_delays_s, is_resumed=is_resumed)
 
@@ -110,6 +115,9 @@ class Upload:
             except KtrdrError as error:
                 if self._is_permanent(error):
                     raise
+                if isinstance(error, CorruptDataError) and await asyncio.to_thread(forget_sums, self._directory):
+                    # What went over differs from what was announced: the disk may have changed it since it was made.
+                    self._sender = None
                 before = retries.failures
                 delay_s = retries.delay_after(error, has_moved=self._sender is not None and self._sender.has_moved)
                 _log.warning("Upload to %s failed %d times: %s", self._target(), retries.failures, error.message)
@@ -147,13 +155,20 @@ class Upload:
             ) from error
 
     async def _begin(self) -> ArtifactSender:
-        plan = await asyncio.to_thread(
-            UploadPlan.of, self._directory, training_id=self._training_id, attempt=self._attempt
-        )
         return ArtifactSender(
-            plan,
+            await asyncio.to_thread(self._plan),
             self._target,
             compression=self._options.compression,
             idle_timeout_s=self._options.idle_timeout_s,
             security=self._options.security,
         )
+
+    def _plan(self) -> UploadPlan:
+        """Return what is sent; an artifact that is not what was made is no result."""
+        sums = read_sums(self._directory) or ArtifactSums.of(self._directory)
+        if self._digest and sums.artifact_digest != self._digest:
+            raise IllegalStateError(
+                f"the artifact in {self._directory} is damaged: its digest must be {self._digest}, was "
+                f"{sums.artifact_digest}; look at the trainer's disk, then train again"
+            )
+        return UploadPlan.of(self._directory, training_id=self._training_id, attempt=self._attempt, sums=sums)

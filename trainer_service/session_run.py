@@ -16,6 +16,7 @@ from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import DrainingError, IllegalStateError, InternalError, KtrdrError, TrainerLostError
 from ktrdr_core.execution.engine import EngineSession, SessionCheckpoint, SessionOutcome
 from ktrdr_core.logging import get_logger
+from ktrdr_core.storage.artifact_sums import forget_sums
 from trainer_service.outbox import Upload, UploadOptions
 from trainer_service.session import Session
 
@@ -196,6 +197,7 @@ class SessionRun:
             target=lambda: self.session.order.upload_target,
             warn=self._warn,
             options=self._uploads,
+            digest=self.session.result["artifact_digest"] if self.session.result is not None else "",
             is_resumed=is_resumed,
         )
         task = asyncio.create_task(upload.run())
@@ -212,7 +214,7 @@ class SessionRun:
         except KtrdrError as error:
             await self._end(
                 TrainingState.FAILED,
-                f"the model store refused the model: {error.message}; the artifact stays in {path}",
+                f"the model could not be delivered: {error.message}; the artifact stays in {path}",
                 error_reason=error.reason,
             )
         else:
@@ -262,6 +264,7 @@ class SessionRun:
         self._log.info("Session ended %s: %s", state, message)
         if not session.has_only_copy:
             await _remove(session.directory / "artifact")
+            await asyncio.to_thread(forget_sums, session.directory / "artifact")
         if not session.keeps_checkpoints:
             session.left_checkpoint = None
             await _remove(session.directory / "checkpoints")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Self
 
 from ktrdr.models.v1 import model_pb2, model_service_pb2
 
-from ktrdr_core.errors import InvalidUploadError, NotFoundError
+from ktrdr_core.errors import InvalidUploadError
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES
 from ktrdr_core.rpc.codec_choice import CodecChooser
-from ktrdr_core.storage.artifact_files import TRAVELLING_FILES, ArtifactFile
+from ktrdr_core.storage.artifact_files import ArtifactFile
+from ktrdr_core.storage.artifact_sums import ArtifactSums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,13 @@ class UploadPlan:
     sha256: bytes
 
     @classmethod
-    def of(cls, directory: Path, *, training_id: str = "", attempt: int = 0) -> Self:
-        """Read the files of `directory` once and return the plan.
+    def of(cls, directory: Path, *, training_id: str = "", attempt: int = 0, sums: ArtifactSums | None = None) -> Self:
+        """Return the plan.
+
+        Args:
+            directory: The artifact.
+            training_id, attempt: As the attributes.
+            sums: Of the files, where they are known; else every byte is read for them.
 
         Raises:
             InvalidUploadError: `directory` is not a model directory.
@@ -47,25 +52,14 @@ class UploadPlan:
                 f"{directory} is not a directory; give a model directory such as models/STRATEGY/EURUSD_1h_v1",
                 field="directory",
             )
-        for name in TRAVELLING_FILES:  # before the large one is read
-            path = directory / name
-            if path.is_symlink() or not path.is_file():
-                raise NotFoundError(f"{directory} is no complete model artifact: {name} is missing")
-        files: list[ArtifactFile] = []
-        whole = hashlib.sha256()
-        for name in TRAVELLING_FILES:
-            # The first file is the beginning of the whole: it needs no digest of its own, and it is the large one.
-            own = hashlib.sha256() if files else whole
-            size_bytes = 0
-            with (directory / name).open("rb") as stream:
-                while data := stream.read(CHUNK_SIZE_BYTES):
-                    size_bytes += len(data)
-                    whole.update(data)
-                    if own is not whole:
-                        own.update(data)
-            files.append(ArtifactFile(name, size_bytes, own.hexdigest()))
+        if sums is None:
+            sums = ArtifactSums.of(directory)
         return cls(
-            directory=directory, training_id=training_id, attempt=attempt, files=tuple(files), sha256=whole.digest()
+            directory=directory,
+            training_id=training_id,
+            attempt=attempt,
+            files=sums.files,
+            sha256=bytes.fromhex(sums.sha256),
         )
 
     @property

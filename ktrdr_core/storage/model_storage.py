@@ -208,7 +208,8 @@ class ModelStorage(ModelCatalogue):
             if expected is not None and current != expected:
                 points = f"points at version {current}" if current else "does not exist"
                 raise WriteConflictError(
-                    f"alias {alias!r} of {parent} {points}, expected was {expected}; look again and decide anew",
+                    f"alias {alias!r} of {parent} {points}, expected was {expected or 'none'}; look again and "
+                    "decide anew",
                     metadata={"version": str(current)},
                 )
             target = directory / version_name(set_name, version)

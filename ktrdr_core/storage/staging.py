@@ -6,13 +6,13 @@ from pathlib import Path
 
 from ktrdr_core.clock import from_iso
 from ktrdr_core.storage.artifact import ModelArtifact, load_result, write_artifact
-from ktrdr_core.storage.artifact_files import artifact_files, digest_of_files
+from ktrdr_core.storage.artifact_sums import ArtifactSums, write_sums
 from ktrdr_core.storage.lineage import build_lineage
 from ktrdr_core.storage.stored_model import StoredModel
 
 
 class StagedStorage:
-    """Writes the travelling files of one artifact into `directory`.
+    """Writes the travelling files of one artifact into `directory`, and their sums beside it.
 
     Args:
         directory: Appears complete once the artifact is saved; its parent is created if missing.
@@ -23,8 +23,9 @@ class StagedStorage:
 
     def save(self, artifact: ModelArtifact) -> StoredModel:
         write_artifact(self._directory, artifact)
-        files = tuple(artifact_files(self._directory))
-        result = load_result(self._directory, digest=digest_of_files(files))
+        sums = ArtifactSums.of(self._directory)
+        write_sums(self._directory, sums)
+        result = load_result(self._directory, digest=sums.artifact_digest)
         return StoredModel(
             name=self._directory.name,
             path=self._directory,
@@ -37,7 +38,7 @@ class StagedStorage:
             training_id="",
             attempt=0,
             digest=result["artifact_digest"],
-            files=files,
+            files=sums.files,
             training_metrics=result["training_metrics"],
             test_metrics=result["test_metrics"],
             feature_importance=result["feature_importance"],

@@ -60,6 +60,7 @@ async def test_library_local_and_host_trainings_give_identical_models(tmp_path: 
     for path, result in zip(paths[1:], results[1:], strict=True):
         for name in DETERMINISTIC_FILES:
             assert (path / name).read_bytes() == (paths[0] / name).read_bytes(), name
+            assert (path / name).samefile(paths[1] / name)  # the trainer did not send what the store had
         for name in DERIVED_FILES:
             assert (path / name).stat().st_size > 0
         assert result["artifact_digest"] == library["artifact_digest"]

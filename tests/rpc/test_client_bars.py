@@ -181,10 +181,13 @@ async def test_command_says_what_is_stored_after_a_merge(market: Market, ktrdr: 
     assert (await ktrdr(market.address, *words, str(tmp_path / "a.csv"))).code == 0
     refused = await ktrdr(market.address, *words, str(tmp_path / "b.csv"))
     assert (refused.code, refused.lines[0]["reason"]) == (2, "ALREADY_EXISTS")
+    asked = await ktrdr(market.address, *words[:-2], str(tmp_path / "b.csv"), "--merge")  # nobody there to say yes
+    assert asked.code == 2
+    assert "EURUSD 1h   200         300 " in asked.out
     (line,) = (await ktrdr(market.address, *words, str(tmp_path / "b.csv"), "--merge")).lines
     assert line["bars_dir"] is None
     (series,) = line["series"]
-    assert (series["num_bars"], series["num_stored_before"]) == (400, None)
+    assert (series["num_bars"], series["num_stored_before"]) == (400, 300)
     assert (series["first_time"], series["last_time"]) == ("2017-01-01T22:00:00Z", "2017-01-18T13:00:00Z")
 
 

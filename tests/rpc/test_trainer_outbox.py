@@ -25,7 +25,8 @@ from ktrdr_core.errors import (
 from ktrdr_core.rpc.chunks import CHUNK_SIZE_BYTES
 from ktrdr_core.rpc.codec_choice import Compression
 from ktrdr_core.storage.artifact import write_artifact
-from ktrdr_core.storage.artifact_files import TRAVELLING_FILES
+from ktrdr_core.storage.artifact_files import TRAVELLING_FILES, artifact_digest
+from ktrdr_core.storage.artifact_sums import ArtifactSums, sums_path, write_sums
 from tests.kit.artifacts import make_artifact
 from tests.kit.eventually import PATIENCE_S, eventually
 from tests.kit.grpc_server import serving
@@ -60,6 +61,7 @@ def upload_of(
     *,
     idle_timeout_s: float = 30.0,
     compression: Compression = Compression.AUTO,
+    digest: str = "",
 ) -> Upload:
     return Upload(
         artifact,
@@ -68,6 +70,7 @@ def upload_of(
         target=lambda: address,
         warn=warnings or Warnings(),
         options=UploadOptions(retry_delays_s=AT_ONCE, idle_timeout_s=idle_timeout_s, compression=compression),
+        digest=digest,
     )
 
 
@@ -304,3 +307,52 @@ async def test_a_network_that_lets_some_bytes_through_is_no_reason_to_wait_longe
 
     assert len(sink.headers) == 13
     assert warnings.seen == []
+
+
+def change_a_byte(artifact: Path) -> None:
+    with (artifact / "model.safetensors").open("r+b") as file:
+        file.seek(CHUNK_SIZE_BYTES)
+        (byte,) = file.read(1)
+        file.seek(CHUNK_SIZE_BYTES)
+        file.write(bytes([byte ^ 1]))
+
+
+async def test_artifact_that_its_disk_has_changed_since_it_was_made_is_no_result(artifact: Path) -> None:
+    write_sums(artifact, ArtifactSums.of(artifact))
+    digest = artifact_digest(artifact)
+    change_a_byte(artifact)
+    sink = ModelSink()
+    async with serving(sink.add_to) as address:
+        with pytest.raises(IllegalStateError, match="is damaged: its digest must be") as refused:
+            await upload_of(artifact, address, digest=digest).run()
+        assert digest in refused.value.message
+        assert artifact_digest(artifact) in refused.value.message
+        assert not sums_path(artifact).exists()  # from now on it is read before anything is sent
+        with pytest.raises(IllegalStateError, match="is damaged"):
+            await upload_of(artifact, address, digest=digest).run()
+
+    assert len(sink.headers) == 1
+    assert sink.published == {}
+
+
+async def test_artifact_with_its_sums_beside_it_is_read_once(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = artifact_digest(artifact)
+    write_sums(artifact, ArtifactSums.of(artifact))
+    monkeypatch.setattr(ArtifactSums, "of", None)
+    sink = ModelSink()
+    async with serving(sink.add_to) as address:
+        await upload_of(artifact, address, digest=digest).run()
+
+    assert list(sink.published.values()) == [whole(artifact)]
+
+
+async def test_sums_that_are_wrong_cost_one_try(artifact: Path) -> None:
+    digest = artifact_digest(artifact)
+    sums = ArtifactSums.of(artifact)
+    write_sums(artifact, ArtifactSums(sums.files, "0" * 64))
+    sink = ModelSink()
+    async with serving(sink.add_to) as address:
+        await upload_of(artifact, address, digest=digest).run()
+
+    assert len(sink.headers) == 2
+    assert list(sink.published.values()) == [whole(artifact)]

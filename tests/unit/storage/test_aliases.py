@@ -52,7 +52,7 @@ def test_publishing_moves_latest_and_no_other_alias(shelf: Shelf) -> None:
 
 def test_compare_and_set(shelf: Shelf) -> None:
     assert shelf.storage.set_alias(SET, "champion", 1, expected=0) is not None
-    with pytest.raises(WriteConflictError, match="points at version 1, expected was 0") as refused:
+    with pytest.raises(WriteConflictError, match="points at version 1, expected was none") as refused:
         shelf.storage.set_alias(SET, "champion", 2, expected=0)
     assert refused.value.metadata == {"version": "1"}
     with pytest.raises(WriteConflictError, match="expected was 3"):

@@ -135,10 +135,23 @@ def build_request(arguments: ImportArguments, *, store: Path, if_exists: IfExist
     )
 
 
-def is_agreed(session: CliSession, staged: StagedImport, request: ImportRequest, *, yes: bool, to: str) -> bool:
-    """Say what was understood, ask, and return the answer."""
+def is_agreed(
+    session: CliSession,
+    staged: StagedImport,
+    request: ImportRequest,
+    *,
+    yes: bool,
+    to: str,
+    num_stored: Sequence[int | None] | None = None,
+) -> bool:
+    """Say what was understood, ask, and return the answer.
+
+    Args:
+        num_stored: Bars that each series has now where they are sent to, None where that cannot be read; None for a
+            store of this machine.
+    """
     if not session.is_json:
-        _say_understood(session, staged, request)
+        _say_understood(session, staged, request, num_stored)
     is_yes = is_confirmed(session, f"Import into {to}?", yes=yes, what=f"{len(staged.series)} series would be imported")
     if not is_yes:
         session.note("nothing was imported")
@@ -192,7 +205,9 @@ def say_series(session: CliSession, found: Sequence[tuple[SeriesInfo, str]], *, 
         )
 
 
-def _say_understood(session: CliSession, staged: StagedImport, request: ImportRequest) -> None:
+def _say_understood(
+    session: CliSession, staged: StagedImport, request: ImportRequest, num_stored: Sequence[int | None] | None
+) -> None:
     for file in staged.files:
         columns = ", ".join(f"{role} {name}" for role, name in file.columns.items() if name is not None)
         say_fields(
@@ -214,19 +229,24 @@ def _say_understood(session: CliSession, staged: StagedImport, request: ImportRe
     for series in staged.series:
         for repair, count in series.repairs.items():
             session.say(f"repaired {series.symbol}: {count:,} {repair}")
+    is_sent = num_stored is not None
+    before = num_stored if num_stored is not None else [series.num_stored_before for series in staged.series]
     say_table(
         session,
-        ("series", "bars", "stored before", "first bar (UTC)", "last bar (UTC)", "usual step"),
+        (
+            *("series", "bars sent" if is_sent else "bars", "stored before"),
+            *("first bar (UTC)", "last bar (UTC)", "usual step"),
+        ),
         [
             (
                 f"{series.symbol} {series.timeframe}",
                 f"{series.num_bars:,}",
-                f"{series.num_stored_before:,}",
+                "-" if count is None else f"{count:,}",
                 series.first_time,
                 series.last_time,
                 series.usual_step,
             )
-            for series in staged.series
+            for series, count in zip(staged.series, before, strict=True)
         ],
         empty="",
     )

@@ -14,7 +14,7 @@ from ktrdr_client.cli.data_commands import ImportArguments, build_request, chose
 from ktrdr_client.cli.exit_codes import ExitCode
 from ktrdr_client.cli.session import CliSession
 from ktrdr_client.cli.train_command import parse_day
-from ktrdr_core.errors import InvalidBarsError, InvalidInputError
+from ktrdr_core.errors import InvalidBarsError, InvalidInputError, SeriesNotFoundError
 
 if TYPE_CHECKING:
     from ktrdr_client.async_client import AsyncClient
@@ -41,10 +41,11 @@ async def send_files(session: CliSession, arguments: ImportArguments) -> int:
     with tempfile.TemporaryDirectory(prefix="ktrdr-import-") as directory:
         request = build_request(arguments, store=Path(directory), if_exists=IfExists.REFUSE)
         with stage_import(request) as staged:
-            if not is_agreed(session, staged, request, yes=arguments.yes, to="the backend"):
-                return ExitCode.CANCELLED
             staged.publish()
         async with session.client() as client:
+            before = [await _num_stored(client, series.symbol, series.timeframe) for series in staged.series]
+            if not is_agreed(session, staged, request, yes=arguments.yes, to="the backend", num_stored=before):
+                return ExitCode.CANCELLED
             stored: list[Series] = []
             for series in staged.series:
                 path = Path(directory) / f"{series.symbol}_{series.timeframe}"
@@ -57,11 +58,11 @@ async def send_files(session: CliSession, arguments: ImportArguments) -> int:
             asdict(series)
             | {
                 "num_bars": now.num_bars,
-                "num_stored_before": None,
+                "num_stored_before": count,
                 "first_time": _text(now.start_time),
                 "last_time": _text(now.end_time),
             }
-            for series, now in zip(staged.series, stored, strict=True)
+            for series, now, count in zip(staged.series, stored, before, strict=True)
         ]
         write_import(session, staged, bars_dir=None, series=lines)
     return ExitCode.OK
@@ -100,6 +101,16 @@ async def _with_facts(client: AsyncClient, series: Series) -> tuple[SeriesInfo, 
             problem = error.message
     times = [None if time is None else int(time.timestamp()) * 10**9 for time in (series.start_time, series.end_time)]
     return SeriesInfo(series.symbol, series.timeframe, "", series.num_bars or None, *times), problem
+
+
+async def _num_stored(client: AsyncClient, symbol: str, timeframe: str) -> int | None:
+    """Return the number of bars the backend has of a series; None if they cannot be read."""
+    try:
+        return (await client.get_series(symbol, timeframe)).num_bars
+    except SeriesNotFoundError:
+        return 0
+    except InvalidBarsError:
+        return None
 
 
 def _text(time: datetime | None) -> str | None:

@@ -119,10 +119,10 @@ class CliSession:
             try:
                 yield client
             except UnreachableError as error:
+                hint = "`ktrdr doctor` looks at TLS" if self.settings.tls_ca else "one with TLS wants --tls-ca"
                 raise UnreachableError(
-                    f"the backend at {address} cannot be reached; check the address, start one with "
-                    "`ktrdr backend serve`, or leave --backend out to use an embedded one"
-                    f"{'; `ktrdr doctor` tells what is wrong with TLS' if self.settings.tls_ca is not None else ''}",
+                    f"the backend at {address} cannot be reached; check the address ({hint}), start one with "
+                    "`ktrdr backend serve`, or leave --backend out to use an embedded one",
                     metadata=error.metadata,
                 ) from error
 
