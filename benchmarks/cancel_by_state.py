@@ -124,7 +124,7 @@ async def _measure(name: str, attempt: Try, world: World, num_tries: int) -> lis
 
 @asynccontextmanager
 async def _real_trainer() -> AsyncIterator[World]:
-    """Run a backend and a real trainer; nothing that the trainer uploads arrives."""
+    """Run a backend and a real trainer that has its bars; nothing that it uploads arrives."""
     with tempfile.TemporaryDirectory(prefix="ktrdr-bench-") as name:
         async with (
             TcpProxy() as proxy,
@@ -132,9 +132,11 @@ async def _real_trainer() -> AsyncIterator[World]:
             a_process("trainer_service", *real_trainer_flags(Path(name), backend)) as trainer,
         ):
             proxy.target = backend.address
-            await proxy.pause()
             await until_trainers(client, 1)
-            yield World(client, trainer, random.Random(7))
+            world = World(client, trainer, random.Random(7))
+            assert await _while_running(world) is not None  # the first one waits for the fork server and for bars
+            await proxy.pause()
+            yield world
 
 
 async def _queue(client: AsyncClient, count: int) -> list[str]:
@@ -185,7 +187,6 @@ async def _queued(num_tries: int) -> list[BenchRow]:
 async def _run(num_tries: int) -> list[BenchRow]:
     rows = await _queued(num_tries)
     async with _real_trainer() as world:
-        assert await _while_running(world) is not None  # the first one waits for the fork server
         for name, attempt in (
             ("starting", _while_starting),
             ("RUNNING", _while_running),

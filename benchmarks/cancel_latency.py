@@ -27,7 +27,7 @@ from benchmarks.services import run_services, worker_pids
 from ktrdr_core.data.bar_store import DirectoryBarStore
 from ktrdr_core.domain.cancellation import LocalCancellationToken
 from ktrdr_core.domain.progress import ProgressEvent, StepDetail, TrainingStep
-from ktrdr_core.domain.spec import ExecutionMode
+from ktrdr_core.domain.spec import DataMode, ExecutionMode
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import CancellationError, IllegalStateError
 from ktrdr_core.execution.engine import SessionJob
@@ -150,7 +150,8 @@ async def _cancel_on_service(
 
 def _trainer_try(client: AsyncTrainerClient) -> Try:
     async def train() -> str:
-        return (await client.train(build_spec(EPOCHS), session_id=uuid.uuid4().hex)).session_id
+        spec = replace(build_spec(EPOCHS), data_mode=DataMode.LOCAL)  # there is no backend to name bars
+        return (await client.train(spec, session_id=uuid.uuid4().hex)).session_id
 
     async def cancel(name: str) -> TrainingState:
         return (await client.cancel(name)).state
