@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -96,7 +97,7 @@ class HostRunner:
         """Hand the next attempt to a trainer and follow it.
 
         Returns:
-            The attempt if it was lost; None if the training has ended.
+            The attempt if it was lost; None if the training has ended, or was cancelled before anything began.
 
         Raises:
             NoSlotError: The trainer has no free slot, drains, is of another version or lacks the bars; nothing began.
@@ -180,10 +181,12 @@ class HostRunner:
             is_resumed: The backend was restarted, perhaps elsewhere: tell the trainer where to upload.
         """
         record = run.record
+        answered = asyncio.Event()
 
         async def obey(order: CancelOrder) -> None:
             if not order.is_drain:  # the backend stops, the trainer does not
                 await self._cancel_on_trainer(session, order)
+                answered.set()
 
         async with (
             obeying(run, obey),
@@ -192,6 +195,7 @@ class HostRunner:
             last_heard = time.monotonic()
             num_failures = 0
             while not record.is_ended:
+                is_cancel_known = answered.is_set()
                 try:
                     if is_resumed:
                         await self._hand_over.redirect_upload(record, session)
@@ -211,7 +215,17 @@ class HostRunner:
                             if record.is_ended:
                                 return None
                     await self._settle(record, session)
-                except (SessionNotFoundError, InvalidInputError) as error:  # it lost its journal, or part of it
+                except (SessionNotFoundError, InvalidInputError) as error:
+                    if run.order is not None and not run.order.is_drain and not session.last_sequence:
+                        if is_cancel_known:
+                            await record.put_session(without_trainer(session))
+                            return None
+                        # It may be beginning. What it answers to the cancel holds: it has ended, or never will begin.
+                        last_heard, num_failures = time.monotonic(), 0
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(answered.wait(), RETRY_S)
+                        continue
+                    # It lost its journal, or part of it.
                     cause = f"trainer {session.trainer} no longer knows session {session.session_id} ({error.message})"
                     return _lost(session, cause)
                 except UnreachableError as error:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+from ktrdr.trainer.v1.trainer_service_pb2 import TrainRequest
 from ktrdr.training.v1 import retry_mode_pb2
 from ktrdr.training.v1 import training_service_pb2 as pb
 from ktrdr.training.v1 import training_state_pb2 as states
 from ktrdr.training.v1.scheduling_pb2 import RetryPolicy, Scheduling
 
-from ktrdr_core.domain.progress import TrainingStep
+from ktrdr_core.domain.progress import StateDetail, TrainingStep
 from ktrdr_core.domain.states import TrainingState
 from ktrdr_core.errors import DrainingError, IllegalStateError, InvalidInputError
 from ktrdr_core.execution.engine import SessionOutcome
@@ -22,8 +23,10 @@ from tests.kit.backend import (
     HOST,
     Backend,
     FakeTrainer,
+    TrainerSession,
     a_spec,
     become,
+    event,
     refusal,
     running_backend,
     running_trainer,
@@ -177,6 +180,32 @@ async def test_cancel_whose_trainer_is_lost_ends_with_its_lease_and_fences_the_s
             await eventually(lambda: trainer.only.log.is_closed, what="the end of the fenced session")
     finally:
         await context.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_cancel_of_an_attempt_that_is_being_accepted_waits_for_what_became_of_it(
+    tmp_path: Path, begins: bool
+) -> None:
+    trainer = FakeTrainer(tmp_path)
+    trainer.may_train.clear()
+    trainer.may_cancel.clear()
+    async with running_trainer(trainer) as address, running_backend(tmp_path, trainers=(address,)) as backend:
+        training_id = await backend.train(a_spec(HOST))
+        await eventually(lambda: trainer.asked_to_train, what="Train has come")
+        cancel = asyncio.create_task(backend.cancel(training_id))
+        await eventually(lambda: trainer.cancels, what="Cancel has come")
+        await asyncio.sleep(0.5)  # it does not know the session, and says so, again and again
+        assert (await backend.get(training_id)).state == states.TRAINING_STATE_CANCELLING
+        if begins:
+            session = TrainerSession(TrainRequest(session_id=f"{training_id}-1", training_id=training_id, attempt=1))
+            await session.log.append(event(StateDetail(state=TrainingState.QUEUED)))
+            await session.log.append(event(StateDetail(state=TrainingState.RUNNING)))
+            trainer.sessions[f"{training_id}-1"] = session
+        trainer.may_cancel.set()
+        training = (await cancel).training
+    assert training.state == states.TRAINING_STATE_CANCELLED
+    assert training.message == ("gone" if begins else "Cancelled on request")
+    assert [session.outcome for session in training.sessions] == (["CANCELLED"] if begins else [])
 
 
 async def test_cancel_while_the_trainer_does_not_answer_says_so(tmp_path: Path) -> None:
