@@ -150,8 +150,9 @@ class _Fetch:
             await asyncio.sleep(delay_s)
 
     async def end(self) -> None:
-        """Close the file of what has come, and remove it where a later call could not tell what it is."""
-        await in_thread(self.file.abandon if self._is_pinned else self.file.remove)
+        """Close the file of what has come, and remove it if that is nothing, or a later call could not tell what."""
+        is_of_use = self._is_pinned and self.file.size_bytes
+        await in_thread(self.file.abandon if is_of_use else self.file.remove)
 
     async def _stream(self) -> GetBarsResponse:
         """Take one stream to its end; return what its first response says."""

@@ -168,6 +168,13 @@ async def test_without_pauses_nothing_is_asked_again(tmp_path: Path) -> None:
     assert (tmp_path / "bars.parquet.part").read_bytes() == CONTENT[:1000]
 
 
+async def test_source_of_which_nothing_came_leaves_nothing(tmp_path: Path) -> None:
+    server = Server(*[lambda request: [lost()]] * 9)
+    with pytest.raises(UnreachableError):
+        await fetch(server, tmp_path / "bars.parquet", sha256=SHA256)
+    assert names(tmp_path) == []
+
+
 async def test_later_call_goes_on_with_what_an_earlier_one_left(tmp_path: Path) -> None:
     (tmp_path / "bars.parquet.part").write_bytes(CONTENT[:7777])
     server = Server(sound)
