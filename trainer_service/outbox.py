@@ -165,7 +165,11 @@ class Upload:
 
     def _plan(self) -> UploadPlan:
         """Return what is sent; an artifact that is not what was made is no result."""
-        sums = read_sums(self._directory) or ArtifactSums.of(self._directory)
+        sums = read_sums(self._directory)
+        if sums is None or (
+            self._digest and sums.artifact_digest != self._digest
+        ):  # these are what is damaged, perhaps
+            sums = ArtifactSums.of(self._directory)
         if self._digest and sums.artifact_digest != self._digest:
             raise IllegalStateError(
                 f"the artifact in {self._directory} is damaged: its digest must be {self._digest}, was "

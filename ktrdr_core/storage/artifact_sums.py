@@ -80,6 +80,9 @@ def read_sums(directory: Path) -> ArtifactSums | None:
     try:
         raw = json.loads(sums_path(directory).read_bytes())
         sums = ArtifactSums(tuple(ArtifactFile(*file) for file in raw["files"]), raw["sha256"])
+        for digest in (sums.sha256, *(file.sha256 for file in sums.files)):
+            if len(bytes.fromhex(digest)) != hashlib.sha256().digest_size:
+                return None
         sizes = [(directory / file.name).stat().st_size for file in sums.files]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,17 @@ async def test_artifact_with_its_sums_beside_it_is_read_once(artifact: Path, mon
     digest = artifact_digest(artifact)
     write_sums(artifact, ArtifactSums.of(artifact))
     monkeypatch.setattr(ArtifactSums, "of", None)
+    sink = ModelSink()
+    async with serving(sink.add_to) as address:
+        await upload_of(artifact, address, digest=digest).run()
+
+    assert list(sink.published.values()) == [whole(artifact)]
+
+
+async def test_damaged_sums_of_a_sound_artifact_are_taken_anew(artifact: Path) -> None:
+    digest = artifact_digest(artifact)
+    sums = ArtifactSums.of(artifact)
+    write_sums(artifact, replace(sums, files=(replace(sums.files[0], sha256="0" * 64), *sums.files[1:])))
     sink = ModelSink()
     async with serving(sink.add_to) as address:
         await upload_of(artifact, address, digest=digest).run()

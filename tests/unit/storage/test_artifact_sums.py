@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,15 @@ def test_sums_of_files_of_other_sizes_do_not_count(artifact: Path, name: str) ->
 )
 def test_sums_that_cannot_be_read_do_not_count(artifact: Path, content: bytes) -> None:
     sums_path(artifact).write_bytes(content)
+    assert read_sums(artifact) is None
+
+
+@pytest.mark.parametrize("digest", ["", "00", "x" * 64, 7, None])
+def test_sums_that_are_no_digests_do_not_count(artifact: Path, digest: Any) -> None:
+    sums = ArtifactSums.of(artifact)
+    write_sums(artifact, replace(sums, sha256=digest))
+    assert read_sums(artifact) is None
+    write_sums(artifact, replace(sums, files=(*sums.files[:-1], replace(sums.files[-1], sha256=digest))))
     assert read_sums(artifact) is None
 
 
