@@ -166,9 +166,8 @@ class Upload:
     def _plan(self) -> UploadPlan:
         """Return what is sent; an artifact that is not what was made is no result."""
         sums = read_sums(self._directory)
-        if sums is None or (
-            self._digest and sums.artifact_digest != self._digest
-        ):  # these are what is damaged, perhaps
+        if sums is None or (self._digest and sums.artifact_digest != self._digest):
+            # It may be they that are damaged.
             sums = ArtifactSums.of(self._directory)
         if self._digest and sums.artifact_digest != self._digest:
             raise IllegalStateError(
